@@ -1,0 +1,1 @@
+"""The C side of hast: pumps, rings, the sequencer and the hot formats, reached through cffi."""
