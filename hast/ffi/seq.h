@@ -1,0 +1,140 @@
+/*
+ * The sequencer: the rules by which bios reach the two components and are acknowledged.
+ *
+ * A pure state machine over the arena: a request, a completion or a connection event goes in, ring pushes and
+ * acknowledgements come out. No system call, no clock, no memory of its own, so that tests and simulations
+ * drive the very code that runs in production. One process at a time may call it.
+ *
+ * Invariants kept here (numbers as in docs/architecture.md):
+ * 1 dirty before write: a mutation is pushed only when every extent it touches is set in `ondisk`, and a
+ *   bit is set in `ondisk` only by a map update that the disk stage has reported durable;
+ * 2 clean after durable: a dirty bit is cleared only while connected, for an extent without mutations in flight, not
+ *   marked in `sync`, not kept hot, and older than the last flush that both components completed;
+ * 3 order: of two overlapping mutations the later is pushed when the earlier has completed everywhere;
+ * 5 acknowledge: by the replication mode; a flush when all connected components have done it;
+ * 7 degraded first: without the secondary no mutation is acknowledged before hast_seq_grant_degraded();
+ * 9 one owner: a slot is free, or the device's, or in here; `pending` says which components have it, and a
+ *   completion from one that has not is refused.
+ */
+#ifndef HAST_SEQ_H
+#define HAST_SEQ_H
+
+#include <stdint.h>
+
+#include "arena.h"
+
+/* cffi: begin */
+enum hast_bio_state {
+	HAST_BIO_FREE,
+	HAST_BIO_CLAIMED,		/* the device fills it */
+	HAST_BIO_BLOCKED,		/* waits for an earlier overlapping mutation */
+	HAST_BIO_MAPWAIT,		/* waits until its extents are dirty on disk */
+	HAST_BIO_RUNNING,		/* with the components */
+	HAST_BIO_QUEUED,		/* a flush that waits for the one before it */
+	HAST_BIO_GRANTWAIT,		/* done, but may not be acknowledged without the secondary yet */
+	HAST_BIO_DONE			/* acknowledged and complete; the device still holds it */
+};
+
+enum hast_mode {
+	HAST_MODE_FULLSYNC,
+	HAST_MODE_MEMSYNC,
+	HAST_MODE_ASYNC
+};
+
+/* hast_seq.events: what Python is to decide */
+#define HAST_SEQ_NEED_DEGRADED 1	/* raise localcnt, store it, then grant */
+#define HAST_SEQ_REMOTE_FAILED 2	/* the secondary answered with an error: drop it */
+#define HAST_SEQ_MAP_FAILED 4		/* the activemap could not be written */
+
+struct hast_extent {
+	uint64_t epoch;			/* flush epoch of the last mutation that completed */
+	uint32_t inflight;		/* mutations activated and not completed */
+	uint32_t keep;			/* index into the keep list, 0 not kept */
+};
+
+struct hast_keep {
+	uint64_t extent;
+	uint32_t prev;			/* towards the most recently used; 0 is the list's head */
+	uint32_t next;
+};
+
+struct hast_seq_stats {
+	uint64_t read;
+	uint64_t write;
+	uint64_t del;
+	uint64_t flush;
+	uint64_t map_update;
+	uint64_t read_error;
+	uint64_t write_error;
+	uint64_t delete_error;
+	uint64_t flush_error;
+	uint64_t map_error;
+};
+
+struct hast_seq {
+	uint32_t mode;			/* enum hast_mode */
+	uint32_t connected;
+	uint32_t degraded_ok;
+	uint32_t metaflush;
+	uint32_t events;
+	uint32_t pushed;		/* bit r: something was pushed to ring r; the pump rings and clears */
+	uint32_t nfree;
+	uint32_t free_head;
+	uint32_t sync_free_head;
+	uint32_t nactive;
+	uint64_t order;
+	uint64_t seq;
+	uint32_t grant_head;
+	uint32_t grant_tail;
+	uint32_t mapwait_head;
+	uint32_t mapwait_tail;
+	uint32_t map_busy;		/* a map update is under way */
+	uint32_t map_dirty;		/* some block of the map is changed and not written */
+	uint32_t flush_running;		/* slot of the flush under way, or HAST_NONE */
+	uint32_t flushq_head;		/* flushes that it does not cover, as one batch */
+	uint32_t flushq_tail;
+	uint32_t flush_whole;		/* the flush under way still counts for cleaning */
+	uint64_t epoch;			/* current flush epoch */
+	uint64_t flush_cover;		/* mutations up to this epoch are covered by the flush under way */
+	uint64_t flushed;		/* mutations up to this epoch are durable on both nodes */
+	uint64_t ndirty;		/* extents with mutations in flight or out of sync */
+	uint32_t nkeep;
+	uint32_t inuse;			/* slots neither free nor the device's */
+	struct hast_seq_stats stats;
+};
+
+/* Done by hast_arena_init(). */
+void hast_seq_init(struct hast_arena *a);
+struct hast_seq *hast_arena_seq(struct hast_arena *a);
+/* Takes the map as read from disk, mapsize bytes: its extents are dirty, and out of sync. Before any I/O. */
+void hast_seq_load_map(struct hast_arena *a, const uint8_t *map);
+
+/* A slot for the device to fill (cmd, flags, offset, length, request, data in the slab), or HAST_NONE. */
+uint32_t hast_seq_claim(struct hast_arena *a);
+/* Hands a claimed slot over. 0, or -EINVAL when the request is not possible (the slot stays claimed). */
+int hast_seq_submit(struct hast_arena *a, uint32_t slot);
+/* The next slot that is to be answered (bio.result says with what), or HAST_NONE. */
+uint32_t hast_seq_acked(struct hast_arena *a);
+/* The device is done with a claimed or answered slot. */
+void hast_seq_release(struct hast_arena *a, uint32_t slot);
+
+/* An entry of component c's completion ring. 0, or -EPROTO when no such slot is out there: the
+   shared memory can no longer be trusted and the pipeline has to be taken down. */
+int hast_seq_complete(struct hast_arena *a, int component, uint32_t entry);
+/* Takes everything from all completion rings. Number of entries, or -EPROTO. */
+int hast_seq_drain(struct hast_arena *a);
+
+/* localcnt is raised and durable: acknowledgements without the secondary may go out. */
+void hast_seq_grant_degraded(struct hast_arena *a);
+/* The secondary is there; map (mapsize bytes, may be NULL) is its own, to be merged. Durable before the first request
+   goes out: writes wait for it as for any map update. */
+void hast_seq_connect(struct hast_arena *a, const uint8_t *map);
+/* The secondary is gone, and the send and recv stages with it; their rings have been drained. */
+void hast_seq_disconnect(struct hast_arena *a);
+/* A quiet moment: clears extents that may be cleared. 1 when it started some I/O. */
+int hast_seq_idle(struct hast_arena *a);
+/* No bio is in the sequencer (the device may hold answered ones). */
+int hast_seq_quiet(struct hast_arena *a);
+/* cffi: end */
+
+#endif
