@@ -1,0 +1,157 @@
+/*
+ * The ggate stage: what devices (NBD clients, the FUSE channel) and the sequencer have in between.
+ *
+ * A port is one source of requests with one descriptor. It turns bytes into requests (struct hast_req) and requests
+ * back into bytes; what happens to a request is the same for every kind of port (request.c): it is cut into parts, one bio
+ * each of at most slab_size bytes, a window of parts is kept under way, and the errors are joined.
+ *
+ * Invariants:
+ * - a request is finished exactly once, when none of its parts is under way, also when its port is gone;
+ * - a part's slot is released exactly once: when it is answered, or, for a read, when its data was sent;
+ * - a port never holds more than `limit` slots, all NBD ports together never more than nclient less a
+ *   reserve for FUSE, so that a client that stops reading or writing cannot starve the others;
+ * - nothing is allocated per request.
+ */
+#ifndef HAST_DEVICE_H
+#define HAST_DEVICE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "arena.h"
+
+#define HAST_REQ_WINDOW 16u	/* parts of one request under way at once */
+
+/* req.flags */
+#define HAST_REQ_FUA 1		/* flush after the mutation, before the answer */
+#define HAST_REQ_ZERO 2		/* WRITE of zeros without payload */
+#define HAST_REQ_NOHOLE 4
+
+struct hast_ggate;
+struct hast_port;
+
+struct hast_req {
+	struct hast_port *port;		/* NULL: the port is gone, nobody to answer */
+	struct hast_req *next;		/* free list; or the port's own list */
+	uint64_t cookie;		/* the client's name for it */
+	uint64_t offset;		/* bytes */
+	uint64_t length;		/* bytes */
+	uint64_t issued;		/* bytes handed out to parts so far */
+	uint64_t answered;		/* bytes whose parts are answered */
+	uint32_t parts;			/* parts under way */
+	int32_t error;			/* first error, positive errno */
+	uint8_t cmd;			/* enum hast_cmd */
+	uint8_t flags;
+	uint8_t flushing;		/* the flush of a FUA request is under way */
+	uint8_t finished;
+	uint32_t first;			/* READ: parts in order of offset, through bio.part_next; HAST_NONE */
+	uint32_t last;
+	uint64_t device[2];		/* the port's own */
+};
+
+struct hast_port_ops {
+	/* The descriptor is readable (or has hung up). -errno closes the port. */
+	int (*readable)(struct hast_ggate *g, struct hast_port *port);
+	/* Room to write again; called only while want_write is set. */
+	int (*writable)(struct hast_ggate *g, struct hast_port *port);
+	/* Slots or requests are free again: go on where -EAGAIN stopped it. May equal readable. */
+	int (*resume)(struct hast_ggate *g, struct hast_port *port);
+	/* READ only: the part at the head of req->first is answered (bio.state is HAST_BIO_DONE or
+	   RUNNING with acked set) and may be sent; release it with hast_part_sent(). Called for each answer
+	   that makes progress at the head, and not at all once req->error is set. NULL: wait for finished. */
+	void (*data)(struct hast_ggate *g, struct hast_port *port, struct hast_req *req);
+	/* Everything is answered: queue the reply (req->error tells which), then call hast_req_end() when it needs the request
+	   no more. READ parts not sent yet are still there. */
+	void (*finished)(struct hast_ggate *g, struct hast_port *port, struct hast_req *req);
+	/* End of a batch: bytes queued for the client go out now, in as few calls as possible. -errno closes. */
+	int (*flush)(struct hast_ggate *g, struct hast_port *port);
+	/* The port is being closed: give back what is its own (not the descriptor, not its requests). */
+	void (*closed)(struct hast_ggate *g, struct hast_port *port);
+};
+
+struct hast_port {
+	const struct hast_port_ops *ops;
+	struct hast_port *next;		/* all ports of the stage */
+	struct hast_port *next_dirty;	/* ports with something to flush */
+	int fd;
+	uint8_t is_fuse;
+	uint8_t dirty;			/* in the list of ports to flush */
+	uint8_t starved;		/* waits for slots or requests: see resume */
+	uint8_t want_write;		/* EPOLLOUT is wanted */
+	uint8_t paused;			/* EPOLLIN is not wanted */
+	uint8_t dead;			/* to be closed at the end of the turn */
+	uint32_t armed;			/* the epoll events it is registered for */
+	uint32_t slots;			/* held now */
+	uint32_t limit;			/* at most */
+	uint32_t reqs;			/* requests not ended */
+	int error;			/* why it is dead: 0 or positive errno */
+};
+
+/* ---- requests: request.c ---- */
+
+/* A request for this port, or NULL when the table is full (the port is then marked starved). */
+struct hast_req *hast_req_new(struct hast_ggate *g, struct hast_port *port);
+/* 0, or the errno to answer: EINVAL for what is out of range or not a multiple of 512, in one place for all devices. */
+int hast_req_check(struct hast_ggate *g, uint8_t cmd, uint64_t offset, uint64_t length);
+/* READ, DELETE, FLUSH and WRITE with ZERO: starts the request; all further parts follow by themselves. */
+void hast_req_start(struct hast_ggate *g, struct hast_req *req);
+/* WRITE with payload: a slot for the part that starts at offset + issued. HAST_NONE: none to be had now, the port is marked
+   starved. The payload goes to hast_part_data(), at most slab_size bytes. */
+uint32_t hast_part_claim(struct hast_ggate *g, struct hast_req *req);
+void *hast_part_data(struct hast_ggate *g, uint32_t slot);
+/* The part has its length bytes (a multiple of 512): off it goes. After the last one the request finishes by itself. */
+void hast_part_submit(struct hast_ggate *g, struct hast_req *req, uint32_t slot, uint64_t length);
+/* A claimed part that is not going to be submitted (the client left in the middle of its payload). */
+void hast_part_drop(struct hast_ggate *g, struct hast_req *req, uint32_t slot);
+/* The head part of a READ has been sent or is not wanted. */
+void hast_part_sent(struct hast_ggate *g, struct hast_req *req);
+/* After finished: the request's remaining READ parts are released and the request is free again. */
+void hast_req_end(struct hast_ggate *g, struct hast_req *req);
+/* A write that is given up in the middle (protocol error): no more parts will come; it ends when those under way are answered. */
+void hast_req_abort(struct hast_ggate *g, struct hast_req *req);
+
+/* ---- the stage: ggate.c ---- */
+
+struct hast_arena *hast_ggate_arena(struct hast_ggate *g);
+/* Registers the port and its descriptor (non-blocking; the stage owns it from now on). 0 or -errno. */
+int hast_port_add(struct hast_ggate *g, struct hast_port *port);
+/* Something is queued for this port: flush() is called at the end of the turn. */
+void hast_port_dirty(struct hast_ggate *g, struct hast_port *port);
+/* To be called after want_write or paused was changed. */
+void hast_port_rearm(struct hast_ggate *g, struct hast_port *port);
+/* The port is closed at the end of the turn; error 0: the client left in good order. */
+void hast_port_kill(struct hast_ggate *g, struct hast_port *port, int error);
+
+/* Requests that are waiting for what others hold keep a port starved; the stage calls resume in turn. */
+
+/* cffi: begin */
+struct hast_ggate;
+
+/* The stage's context. epoll descriptor and all are its own. disk_bell, send_bell, sync_bell: eventfds of the others, -1
+   where there is none. NULL and errno on failure. */
+struct hast_ggate *hast_ggate_new(void *arena, int own_bell, int control, int disk_bell, int send_bell,
+    int sync_bell);
+void hast_ggate_free(struct hast_ggate *g);
+/* Runs until something has to be decided: enum hast_pump_result or -errno. */
+int hast_ggate_pump(struct hast_ggate *g);
+/* Number of NBD clients now, and of all so far. */
+uint32_t hast_ggate_clients(struct hast_ggate *g);
+/* Takes no more requests (0: again); answers go on. */
+void hast_ggate_freeze(struct hast_ggate *g, int on);
+/* 1 when no request is under way. */
+int hast_ggate_quiet(struct hast_ggate *g);
+
+/* nbd.c: a client that has finished negotiating (transmission phase). Takes the descriptor over, also on failure.
+   0 or -errno. */
+#define HAST_NBD_STRUCTURED 1	/* structured replies were negotiated */
+#define HAST_NBD_READONLY 2
+int hast_nbd_add(struct hast_ggate *g, int fd, int flags);
+
+/* fuse.c: the FUSE channel (an open /dev/fuse whose mount has been made). resend 1: a former ggate served it before, have
+   the kernel send unanswered requests again. 0 or -errno. */
+int hast_fuse_add(struct hast_ggate *g, int fd, int resend);
+/* 1 when the kernel has sent FUSE_INIT and was answered (or resend was set). */
+int hast_fuse_ready(struct hast_ggate *g);
+/* cffi: end */
+
+#endif

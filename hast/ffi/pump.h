@@ -1,0 +1,15 @@
+/* What every pump is given and why a pump comes back to Python. */
+#ifndef HAST_PUMP_H
+#define HAST_PUMP_H
+
+/* cffi: begin */
+enum hast_pump_result {
+	HAST_PUMP_CONTROL = 1,		/* the control socket is readable or closed */
+	HAST_PUMP_EVENT = 2,		/* hast_seq.events is not zero */
+	HAST_PUMP_BROKEN = 3,		/* the shared memory holds nonsense */
+	HAST_PUMP_DEVICE = 4		/* the device is gone or needs Python: see the pump's state */
+};
+/* A pump returns one of these, or -errno when a system call that cannot fail did. */
+/* cffi: end */
+
+#endif
