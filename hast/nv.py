@@ -236,13 +236,14 @@ class Nv:
         return value
 
 
-def decode(data: bytes, limit: int | None = None) -> Nv:
+def decode(data: bytes | bytearray | memoryview, limit: int | None = None) -> Nv:
     """Read a run of elements. Raises DataError for anything that docs/protocol.md section 1 refuses.
 
     limit: the largest number of bytes that is looked at at all; more is refused.
     """
     if limit is not None and len(data) > limit:
         raise DataError(f"nv of {len(data)} bytes is larger than the {limit} bytes allowed")
+    data = bytes(data)
     nv = Nv()
     pos = 0
     while pos < len(data) and data[pos] != 0:

@@ -122,36 +122,5 @@ void hast_port_rearm(struct hast_ggate *g, struct hast_port *port);
 /* The port is closed at the end of the turn; error 0: the client left in good order. */
 void hast_port_kill(struct hast_ggate *g, struct hast_port *port, int error);
 
-/* Requests that are waiting for what others hold keep a port starved; the stage calls resume in turn. */
-
-/* cffi: begin */
-struct hast_ggate;
-
-/* The stage's context. epoll descriptor and all are its own. disk_bell, send_bell, sync_bell: eventfds of the others, -1
-   where there is none. NULL and errno on failure. */
-struct hast_ggate *hast_ggate_new(void *arena, int own_bell, int control, int disk_bell, int send_bell,
-    int sync_bell);
-void hast_ggate_free(struct hast_ggate *g);
-/* Runs until something has to be decided: enum hast_pump_result or -errno. */
-int hast_ggate_pump(struct hast_ggate *g);
-/* Number of NBD clients now, and of all so far. */
-uint32_t hast_ggate_clients(struct hast_ggate *g);
-/* Takes no more requests (0: again); answers go on. */
-void hast_ggate_freeze(struct hast_ggate *g, int on);
-/* 1 when no request is under way. */
-int hast_ggate_quiet(struct hast_ggate *g);
-
-/* nbd.c: a client that has finished negotiating (transmission phase). Takes the descriptor over, also on failure.
-   0 or -errno. */
-#define HAST_NBD_STRUCTURED 1	/* structured replies were negotiated */
-#define HAST_NBD_READONLY 2
-int hast_nbd_add(struct hast_ggate *g, int fd, int flags);
-
-/* fuse.c: the FUSE channel (an open /dev/fuse whose mount has been made). resend 1: a former ggate served it before, have
-   the kernel send unanswered requests again. 0 or -errno. */
-int hast_fuse_add(struct hast_ggate *g, int fd, int resend);
-/* 1 when the kernel has sent FUSE_INIT and was answered (or resend was set). */
-int hast_fuse_ready(struct hast_ggate *g);
-/* cffi: end */
 
 #endif

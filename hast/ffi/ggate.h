@@ -1,0 +1,25 @@
+/* The ggate stage's pump: serves the ports (NBD clients, the FUSE channel) and runs the sequencer. */
+#ifndef HAST_GGATE_H
+#define HAST_GGATE_H
+
+#include <stdint.h>
+
+/* cffi: begin */
+struct hast_ggate;
+
+/* The stage's context; its epoll descriptor is its own. disk_bell, send_bell, sync_bell: eventfds of the others, -1
+   where there is none. NULL and errno on failure. */
+struct hast_ggate *hast_ggate_new(void *arena, int own_bell, int control, int disk_bell, int send_bell,
+    int sync_bell);
+void hast_ggate_free(struct hast_ggate *g);
+/* Runs until something has to be decided: enum hast_pump_result or -errno. */
+int hast_ggate_pump(struct hast_ggate *g);
+/* Number of NBD clients now. */
+uint32_t hast_ggate_clients(struct hast_ggate *g);
+/* Takes no more requests (0: again); answers go on. */
+void hast_ggate_freeze(struct hast_ggate *g, int on);
+/* 1 when no request is under way. */
+int hast_ggate_quiet(struct hast_ggate *g);
+/* cffi: end */
+
+#endif

@@ -1,0 +1,15 @@
+/* NBD clients in the transmission phase. */
+#ifndef HAST_NBD_H
+#define HAST_NBD_H
+
+#include "ggate.h"
+
+/* cffi: begin */
+#define HAST_NBD_STRUCTURED 1	/* structured replies were negotiated */
+#define HAST_NBD_READONLY 2
+
+/* A client that has finished negotiating. Takes the descriptor over, also on failure. 0 or -errno. */
+int hast_nbd_add(struct hast_ggate *g, int fd, int flags);
+/* cffi: end */
+
+#endif
