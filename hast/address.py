@@ -179,10 +179,10 @@ def _check_host(text: str, protocol: Protocol, host: str) -> None:
 
 def _check_host_name(text: str, host: str) -> None:
     if ":" in host or "[" in host or "]" in host:
-        raise AddressError(text, f"{host!r} is not an IPv6 address (before a port it stands in brackets)")
+        raise AddressError(text, f"{host!r} is not an IPv6 address, which before a port stands in brackets")
     # A resolver might take 10.1 for 10.0.0.1: nobody means that.
     if _NUMERIC_NAME.fullmatch(host):
-        raise AddressError(text, f"{host!r} is not an IPv4 address (four numbers from 0 to 255)")
+        raise AddressError(text, f"{host!r} is not an IPv4 address: that is four numbers from 0 to 255")
     if len(host) > MAX_HOST:
         raise AddressError(text, f"the host name has {len(host)} characters, the limit is {MAX_HOST}")
     if not all(_LABEL.fullmatch(label) for label in host.removesuffix(".").split(".")):

@@ -84,7 +84,7 @@ class Input:
         if token.kind == "keyword":
             fail(self.path, token, expected, f"'{token.text}' is a keyword and cannot be a value here")
         if token.kind == "number":
-            fail(self.path, token, expected, "a value of digits alone is a number, and a number cannot stand here")
+            fail(self.path, token, expected, "digits alone are a number, and none can stand here")
         if token.kind != "word":
             fail(self.path, token, expected)
         return self.take()

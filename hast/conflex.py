@@ -18,9 +18,11 @@ from hast.errors import ConfigError
 # FreeBSD's. They are reserved: where a word is expected they are refused. Our own statements are not
 # among them, so that a resource may be called `auto` or `device`.
 KEYWORDS = frozenset(
-    ("control", "pidfile", "listen", "replication", "checksum", "compression", "timeout", "exec")
-    + ("metaflush", "resource", "name", "local", "remote", "source", "on", "off", "fullsync", "memsync")
-    + ("async", "none", "crc32", "sha256", "hole", "lzf")
+    (
+        *("control", "pidfile", "listen", "replication", "checksum", "compression", "timeout", "exec"),
+        *("metaflush", "resource", "name", "local", "remote", "source", "on", "off"),
+        *("fullsync", "memsync", "async", "none", "crc32", "sha256", "hole", "lzf"),
+    )
 )
 
 Kind = Literal["keyword", "word", "number", "{", "}", "end"]
