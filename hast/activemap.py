@@ -56,7 +56,7 @@ class Geometry:
 
 
 def check_extentsize(extentsize: int, sectorsize: int) -> None:
-    """Raises DataError unless extentsize is a power of two and a multiple of the sector size, within limits."""
+    """Raises DataError unless extentsize is a power of two, a multiple of the sector size, within limits."""
     if not is_power_of_two(extentsize) or not MIN_EXTENTSIZE <= extentsize <= MAX_EXTENTSIZE:
         raise DataError(
             f"extent size {extentsize} is not a power of two between {MIN_EXTENTSIZE} and {MAX_EXTENTSIZE}"
@@ -90,12 +90,9 @@ def extent_range(offset: int, length: int, extentsize: int) -> range:
 # Bits. A map is a bytearray (bytes where it is only read).
 
 
-def test_bit(bits: bytes | bytearray, extent: int) -> bool:
+def is_set(bits: bytes | bytearray, extent: int) -> bool:
     """Whether an extent is dirty. Raises IndexError behind the end of the map."""
     return bool(bits[extent >> 3] >> (extent & 7) & 1)
-
-
-test_bit.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever pytest thinks of its name
 
 
 def set_bit(bits: bytearray, extent: int) -> None:
@@ -122,7 +119,7 @@ def dirty_bytes(bits: bytes | bytearray, datasize: int, extentsize: int) -> int:
     """How many bytes of the data lie in dirty extents; the last extent counts as long as it is."""
     extents = extent_count(datasize, extentsize)
     dirty = count_dirty(bits, extents) * extentsize
-    if datasize % extentsize and test_bit(bits, extents - 1):
+    if datasize % extentsize and is_set(bits, extents - 1):
         dirty -= extentsize - datasize % extentsize
     return dirty
 

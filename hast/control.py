@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
 
@@ -186,7 +187,7 @@ _STATUS_STRINGS = (
 )  # fmt: skip
 # What is neither a string nor named here is a uint64.
 _STATUS_WRITERS = {"workerpid": Nv.add_int32, "extentsize": Nv.add_uint32, "keepdirty": Nv.add_uint32}
-_STATUS_READERS = {
+_STATUS_READERS: dict[str, Callable[[Nv, str], str | int]] = {
     "workerpid": Nv.get_int32,
     "extentsize": Nv.get_uint32,
     "keepdirty": Nv.get_uint32,
@@ -231,7 +232,7 @@ def error_reply(error: int) -> Nv:
     return _reply(error, ())
 
 
-def _reply(error: int, entries: tuple[RoleEntry, ...] | tuple[StatusEntry, ...]) -> Nv:
+def _reply(error: int, entries: Sequence[RoleEntry | StatusEntry]) -> Nv:
     nv = Nv()
     if error != ERROR_NONE:
         nv.add_int16("error", error)

@@ -414,7 +414,7 @@ class Handshake2Reply:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A refusal of either step. wait: the peer may become secondary soon. sizes: only in step 2, if at all."""
+    """A refusal of either step. wait: the peer may become secondary soon. sizes: in step 2, if at all."""
 
     errmsg: str
     wait: bool = False
