@@ -54,8 +54,9 @@ class AddressError(ValueError):
 class Address:
     """One endpoint. Two addresses are equal when they name the same endpoint, however they are written.
 
-    `host` (TCP only) is a name or an IP address without brackets; `port` (TCP only) is 1 to 65535, or 0
-    where the port does not matter; `path` (Unix only) is absolute; `text` is what was written.
+    `protocol` is "tcp" only where `host` is a name: an IP address makes it "tcp4" or "tcp6". `host` (TCP
+    only) is a name or an IP address in its shortest form, without brackets; `port` (TCP only) is 1 to
+    65535, or 0 where the port does not matter; `path` (Unix only) is absolute; `text` is what was written.
     """
 
     protocol: Protocol
@@ -81,8 +82,6 @@ class Address:
     @property
     def family(self) -> socket.AddressFamily:
         """The address family to give to getaddrinfo or socket; AF_UNSPEC for a host name under tcp://."""
-        if self.protocol == "tcp":
-            return literal_family(self.host) or socket.AF_UNSPEC
         return _FAMILIES[self.protocol]
 
 
@@ -135,8 +134,20 @@ def _unix(text: str, path: str, allowed: bool) -> Address:
 
 def _tcp(text: str, protocol: Protocol, rest: str, default_port: int) -> Address:
     host, port = _split_port(text, rest)
-    _check_host(text, protocol, host)
-    return Address(protocol, host, default_port if port is None else _port(text, port), text=text)
+    number = default_port if port is None else _port(text, port)
+    if not host:
+        raise AddressError(text, "the host is missing")
+    if "/" in host:
+        raise AddressError(text, "a '/' follows the host: an address has no prefix length and no path")
+    family = literal_family(host)
+    if family is None:
+        _check_host_name(text, host)
+        return Address(protocol, host, number, text=text)
+    own: Protocol = "tcp4" if family == socket.AF_INET else "tcp6"
+    if protocol not in ("tcp", own):
+        takes = {"tcp4": "IPv4", "tcp6": "IPv6"}
+        raise AddressError(text, f"{protocol}:// takes an {takes[protocol]} address, this is {takes[own]}")
+    return Address(own, socket.inet_ntop(family, socket.inet_pton(family, host)), number, text=text)
 
 
 def _split_port(text: str, rest: str) -> tuple[str, str | None]:
@@ -161,20 +172,6 @@ def _port(text: str, port: str) -> int:
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
         raise AddressError(text, f"port {port!r} is not a number from 1 to 65535")
     return int(port)
-
-
-def _check_host(text: str, protocol: Protocol, host: str) -> None:
-    if not host:
-        raise AddressError(text, "the host is missing")
-    if "/" in host:
-        raise AddressError(text, "a '/' follows the host: an address has no prefix length and no path")
-    family = literal_family(host)
-    if family is None:
-        _check_host_name(text, host)
-    elif protocol == "tcp4" and family != socket.AF_INET:
-        raise AddressError(text, "tcp4:// takes an IPv4 address, this is IPv6")
-    elif protocol == "tcp6" and family != socket.AF_INET6:
-        raise AddressError(text, "tcp6:// takes an IPv6 address, this is IPv4")
 
 
 def _check_host_name(text: str, host: str) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from hast.address import Address, literal_family, parse_address
+from hast.address import Address, parse_address
 from hast.confgrammar import Section, Setting, parse_sections
 from hast.conflex import Token, fail, printable, quote
 from hast.errors import ConfigError
@@ -235,22 +235,12 @@ def _source(path: str, scope: Scope) -> Address | None:
     if setting is None or not isinstance(setting.value, Address):
         return None
     source = setting.value
-    if remote is not None and isinstance(remote.value, Address):
-        families = {_family(source), _family(remote.value)} - {None}
-        if len(families) > 1:
-            fail(
-                path,
-                setting.token,
-                f"an address of the same family as 'remote {remote.token.text}'",
-                "one is IPv4 and the other IPv6",
-            )
+    peer = remote.value if remote is not None else None
+    if isinstance(peer, Address) and {source.protocol, peer.protocol} == {"tcp4", "tcp6"}:
+        expected = f"an address of the same family as 'remote {peer}'"
+        fail(path, setting.token, expected, "one is IPv4 and the other IPv6")
     # The primary connects twice from there, so that a fixed port cannot work: only the address counts.
     return replace(source, port=0)
-
-
-def _family(address: Address) -> int | None:
-    """The address family, None where only a name server knows it."""
-    return literal_family(address.host) if address.protocol == "tcp" else address.family
 
 
 def _check_unique(
