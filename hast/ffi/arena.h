@@ -143,7 +143,7 @@ struct hast_arena {
 	uint64_t sync_off;		/* uint8_t[mapsize]: extents that differ, or may, between the nodes */
 	uint64_t changed_off;		/* uint8_t[blocks of the map]: 1 where dirty was changed and not written */
 	uint64_t ring_off[7];		/* HAST_RINGS */
-	uint64_t pad[3];
+	uint64_t pad[4];
 	struct hast_doorbell bell[5];	/* HAST_STAGES */
 	struct hast_stage_line stage[5];
 };

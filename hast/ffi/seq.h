@@ -45,6 +45,7 @@ enum hast_mode {
 #define HAST_SEQ_NEED_DEGRADED 1	/* raise localcnt, store it, then grant */
 #define HAST_SEQ_REMOTE_FAILED 2	/* the secondary answered with an error: drop it */
 #define HAST_SEQ_MAP_FAILED 4		/* the activemap could not be written */
+#define HAST_SEQ_CONNECTED 8		/* the merged map is durable: requests go to the secondary from now on */
 
 struct hast_extent {
 	uint64_t epoch;			/* flush epoch of the last mutation that completed */
@@ -74,7 +75,9 @@ struct hast_seq_stats {
 struct hast_seq {
 	uint32_t mode;			/* enum hast_mode */
 	uint32_t connected;
+	uint32_t joining;		/* connected as soon as the merged map is durable; mutations wait */
 	uint32_t degraded_ok;
+	uint32_t asked;			/* events raised and not settled yet: not to be raised again */
 	uint32_t metaflush;
 	uint32_t events;
 	uint32_t pushed;		/* bit r: something was pushed to ring r; the pump rings and clears */
@@ -99,7 +102,7 @@ struct hast_seq {
 	uint64_t flushed;		/* mutations up to this epoch are durable on both nodes */
 	uint64_t ndirty;		/* extents with mutations in flight or out of sync */
 	uint32_t nkeep;
-	uint32_t inuse;			/* slots neither free nor the device's */
+	uint32_t inuse;			/* submitted and not finished */
 	struct hast_seq_stats stats;
 };
 

@@ -1,0 +1,641 @@
+#include "seq.h"
+
+#include <errno.h>
+
+#include "seq_internal.h"
+
+#define LOCAL (1u << HAST_LOCAL)
+#define REMOTE (1u << HAST_REMOTE)
+
+static void flush_launch(struct hast_arena *a, struct hast_bio *bio);
+
+/* ---- small things ---- */
+
+struct hast_seq *
+hast_arena_seq(struct hast_arena *a)
+{
+	return seq_of(a);
+}
+
+static uint32_t *
+active_of(struct hast_arena *a)
+{
+	return (uint32_t *)((char *)a + a->active_off);
+}
+
+static struct hast_ring *
+ack_ring(struct hast_arena *a)
+{
+	return (struct hast_ring *)((char *)a + a->ack_off);
+}
+
+/* Cannot fail: rings have room for every slot that can be in them. */
+void
+seq_push(struct hast_arena *a, int ring, uint32_t slot)
+{
+	(void)hast_ring_push(hast_arena_ring(a, (uint32_t)ring), slot);
+	seq_of(a)->pushed |= 1u << ring;
+}
+
+void
+seq_raise(struct hast_arena *a, uint32_t event)
+{
+	struct hast_seq *s = seq_of(a);
+
+	if ((s->asked & event) == 0) {
+		s->asked |= event;
+		s->events |= event;
+	}
+}
+
+void
+seq_list_append(struct hast_arena *a, uint32_t *head, uint32_t *tail, uint32_t slot)
+{
+	bio_of(a, slot)->next = HAST_NONE;
+	if (*head == HAST_NONE)
+		*head = slot;
+	else
+		bio_of(a, *tail)->next = slot;
+	*tail = slot;
+}
+
+static int
+is_mutation(const struct hast_bio *bio)
+{
+	return bio->cmd == HAST_CMD_WRITE || bio->cmd == HAST_CMD_DELETE;
+}
+
+static int
+overlap(const struct hast_bio *x, const struct hast_bio *y)
+{
+	return x->offset < y->offset + y->length && y->offset < x->offset + x->length;
+}
+
+/* ---- slots ---- */
+
+void
+hast_seq_init(struct hast_arena *a)
+{
+	struct hast_seq *s = seq_of(a);
+
+	s->free_head = HAST_NONE;
+	s->sync_free_head = HAST_NONE;
+	s->grant_head = s->mapwait_head = s->flushq_head = HAST_NONE;
+	s->flush_running = HAST_NONE;
+	s->epoch = 1;
+	s->metaflush = 1;
+	/* From the top down, so that the first slots, and only they, are used while there is little to do. */
+	for (uint32_t i = a->geo.nclient; i-- > 0;) {
+		bio_of(a, i)->next = s->free_head;
+		s->free_head = i;
+	}
+	for (uint32_t i = a->geo.nclient + a->geo.nsync; i-- > a->geo.nclient;) {
+		bio_of(a, i)->next = s->sync_free_head;
+		s->sync_free_head = i;
+	}
+	s->nfree = a->geo.nclient;
+	hast_ring_init(ack_ring(a), a->ring_entries);
+	seq_map_init(a);
+}
+
+uint32_t
+hast_seq_claim(struct hast_arena *a)
+{
+	struct hast_seq *s = seq_of(a);
+	uint32_t slot = s->free_head;
+
+	if (slot == HAST_NONE)
+		return HAST_NONE;
+
+	struct hast_bio *bio = bio_of(a, slot);
+
+	s->free_head = bio->next;
+	s->nfree--;
+	bio->state = HAST_BIO_CLAIMED;
+	bio->held = 1;
+	bio->cmd = HAST_CMD_NONE;
+	bio->flags = 0;
+	return slot;
+}
+
+static void
+slot_free(struct hast_arena *a, struct hast_bio *bio)
+{
+	struct hast_seq *s = seq_of(a);
+
+	bio->state = HAST_BIO_FREE;
+	bio->cmd = HAST_CMD_NONE;
+	if (bio->slot >= a->geo.nclient)
+		return;			/* the sequencer's own slots are in no list */
+	/* Last in, first out: the slab used last is the one in the processor's cache. */
+	bio->next = s->free_head;
+	s->free_head = bio->slot;
+	s->nfree++;
+}
+
+/* The sequencer has nothing more to do with it. */
+static void
+finish(struct hast_arena *a, struct hast_bio *bio)
+{
+	seq_of(a)->inuse--;
+	bio->state = HAST_BIO_DONE;
+	if (!bio->held)
+		slot_free(a, bio);
+}
+
+static void
+acknowledge(struct hast_arena *a, struct hast_bio *bio, int result)
+{
+	struct hast_seq_stats *st = &seq_of(a)->stats;
+
+	bio->acked = 1;
+	bio->result = result;
+	if (result != 0) {
+		switch (bio->cmd) {
+		case HAST_CMD_READ: st->read_error++; break;
+		case HAST_CMD_WRITE: st->write_error++; break;
+		case HAST_CMD_DELETE: st->delete_error++; break;
+		default: st->flush_error++; break;
+		}
+	}
+	if (bio->held)
+		(void)hast_ring_push(ack_ring(a), bio->slot);
+}
+
+uint32_t
+hast_seq_acked(struct hast_arena *a)
+{
+	uint32_t slot;
+
+	return hast_ring_pop(ack_ring(a), &slot) == 1 ? slot : HAST_NONE;
+}
+
+void
+hast_seq_release(struct hast_arena *a, uint32_t slot)
+{
+	struct hast_bio *bio = bio_of(a, slot);
+
+	if (!bio->held)
+		return;
+	bio->held = 0;
+	if (bio->state == HAST_BIO_CLAIMED || bio->state == HAST_BIO_DONE)
+		slot_free(a, bio);
+}
+
+/* ---- mutations ---- */
+
+void
+seq_launch(struct hast_arena *a, struct hast_bio *bio)
+{
+	struct hast_seq *s = seq_of(a);
+
+	bio->state = HAST_BIO_RUNNING;
+	bio->pending = LOCAL;
+	if (s->connected) {
+		bio->pending |= REMOTE;
+		if (bio->cmd == HAST_CMD_WRITE && s->mode == HAST_MODE_MEMSYNC)
+			bio->flags |= HAST_BIO_MEMSYNC;
+		seq_push(a, HAST_RING_SEND, bio->slot);
+	}
+	bio->used = bio->pending;
+	seq_push(a, HAST_RING_DISK, bio->slot);
+}
+
+/* No earlier overlapping mutation is left: mark its extents, and go as soon as they are marked on disk. */
+static void
+activate(struct hast_arena *a, struct hast_bio *bio)
+{
+	if (seq_map_enter(a, bio) && !seq_of(a)->joining)
+		seq_launch(a, bio);
+	else
+		seq_map_wait(a, bio);
+}
+
+static void
+mutation_submit(struct hast_arena *a, struct hast_bio *bio)
+{
+	struct hast_seq *s = seq_of(a);
+	uint32_t *active = active_of(a);
+
+	bio->order = ++s->order;
+	bio->blockers = 0;
+	for (uint32_t i = 0; i < s->nactive; i++)
+		bio->blockers += (uint32_t)overlap(bio_of(a, active[i]), bio);
+	active[s->nactive++] = bio->slot;
+	if (bio->blockers == 0)
+		activate(a, bio);
+	else
+		bio->state = HAST_BIO_BLOCKED;
+}
+
+/* The mutation is over everywhere: those that waited for it alone may start. */
+static void
+unlock(struct hast_arena *a, const struct hast_bio *bio)
+{
+	struct hast_seq *s = seq_of(a);
+	uint32_t *active = active_of(a);
+	uint32_t at = 0;
+
+	while (at < s->nactive && active[at] != bio->slot)
+		at++;
+	if (at == s->nactive)
+		return;
+	s->nactive--;
+	for (uint32_t i = at; i < s->nactive; i++)
+		active[i] = active[i + 1];
+	/* Only later ones counted it. activate() does not change the list. */
+	for (uint32_t i = at; i < s->nactive; i++) {
+		struct hast_bio *later = bio_of(a, active[i]);
+
+		if (later->blockers > 0 && overlap(bio, later) && --later->blockers == 0)
+			activate(a, later);
+	}
+}
+
+void
+seq_refuse(struct hast_arena *a, struct hast_bio *bio, int error)
+{
+	seq_map_leave(a, bio, 1);
+	acknowledge(a, bio, error);
+	unlock(a, bio);
+	finish(a, bio);
+}
+
+/* Whether the secondary has what the mode wants it to have. -1: not yet, 0: it never will, 1: yes. */
+static int
+remote_verdict(const struct hast_seq *s, const struct hast_bio *bio)
+{
+	if ((bio->used & REMOTE) == 0)
+		return 0;
+	if ((bio->pending & REMOTE) == 0)
+		return bio->error[HAST_REMOTE] == 0;
+	if (s->mode == HAST_MODE_ASYNC || (s->mode == HAST_MODE_MEMSYNC && bio->received))
+		return 1;
+	return -1;
+}
+
+/* The ack rule, invariants 5 and 7. */
+static void
+mutation_try_ack(struct hast_arena *a, struct hast_bio *bio)
+{
+	struct hast_seq *s = seq_of(a);
+	int verdict = remote_verdict(s, bio);
+
+	if (bio->acked || bio->state == HAST_BIO_GRANTWAIT || (bio->pending & LOCAL) != 0)
+		return;
+	if (bio->error[HAST_LOCAL] != 0) {
+		/* Answered when the other side is settled too, so that a retry finds nothing under way. */
+		if (bio->pending == 0)
+			acknowledge(a, bio, bio->error[HAST_LOCAL]);
+		return;
+	}
+	if (verdict < 0)
+		return;
+	if (verdict == 0 && !s->degraded_ok) {
+		bio->state = HAST_BIO_GRANTWAIT;
+		seq_list_append(a, &s->grant_head, &s->grant_tail, bio->slot);
+		return;
+	}
+	acknowledge(a, bio, 0);
+}
+
+static void
+mutation_step(struct hast_arena *a, struct hast_bio *bio)
+{
+	struct hast_seq *s = seq_of(a);
+
+	mutation_try_ack(a, bio);
+	if (bio->pending != 0)
+		return;
+
+	int remote_ok = (bio->used & REMOTE) != 0 && bio->error[HAST_REMOTE] == 0;
+
+	if (!remote_ok && !s->degraded_ok)
+		seq_raise(a, HAST_SEQ_NEED_DEGRADED);
+	if (s->connected && bio->error[HAST_REMOTE] != 0)
+		seq_raise(a, HAST_SEQ_REMOTE_FAILED);
+	seq_map_leave(a, bio, remote_ok && bio->error[HAST_LOCAL] == 0);
+	unlock(a, bio);
+	if (bio->state != HAST_BIO_GRANTWAIT)
+		finish(a, bio);
+}
+
+void
+hast_seq_grant_degraded(struct hast_arena *a)
+{
+	struct hast_seq *s = seq_of(a);
+	uint32_t slot = s->grant_head;
+
+	s->degraded_ok = 1;
+	s->asked &= ~(uint32_t)HAST_SEQ_NEED_DEGRADED;
+	s->grant_head = HAST_NONE;
+	while (slot != HAST_NONE) {
+		struct hast_bio *bio = bio_of(a, slot);
+
+		slot = bio->next;
+		acknowledge(a, bio, 0);
+		finish(a, bio);
+	}
+}
+
+/* ---- flushes ---- */
+
+static void
+flush_submit(struct hast_arena *a, struct hast_bio *bio)
+{
+	struct hast_seq *s = seq_of(a);
+
+	if (s->flush_running == HAST_NONE) {
+		bio->next = HAST_NONE;
+		flush_launch(a, bio);
+		return;
+	}
+	/* The one under way may have passed writes that this one has to cover: one more, for all who wait. */
+	bio->state = HAST_BIO_QUEUED;
+	seq_list_append(a, &s->flushq_head, &s->flushq_tail, bio->slot);
+}
+
+/* bio is the first of a batch linked by next; it stands for all of them. */
+static void
+flush_launch(struct hast_arena *a, struct hast_bio *bio)
+{
+	struct hast_seq *s = seq_of(a);
+
+	s->flush_running = bio->slot;
+	s->flush_cover = s->epoch++;
+	s->flush_whole = s->connected;
+	bio->state = HAST_BIO_RUNNING;
+	bio->pending = LOCAL;
+	if (s->connected) {
+		bio->pending |= REMOTE;
+		seq_push(a, HAST_RING_SEND, bio->slot);
+	}
+	bio->used = bio->pending;
+	seq_push(a, HAST_RING_DISK, bio->slot);
+}
+
+static void
+flush_done(struct hast_arena *a, struct hast_bio *bio)
+{
+	struct hast_seq *s = seq_of(a);
+	int result = bio->error[HAST_LOCAL];
+	uint32_t slot = bio->slot;
+
+	if (s->connected && bio->error[HAST_REMOTE] != 0)
+		seq_raise(a, HAST_SEQ_REMOTE_FAILED);
+	if (s->flush_whole && result == 0 && bio->error[HAST_REMOTE] == 0)
+		s->flushed = s->flush_cover;
+	while (slot != HAST_NONE) {
+		struct hast_bio *one = bio_of(a, slot);
+
+		slot = one->next;
+		acknowledge(a, one, result);
+		finish(a, one);
+	}
+	s->flush_running = HAST_NONE;
+	if (s->flushq_head != HAST_NONE) {
+		struct hast_bio *next = bio_of(a, s->flushq_head);
+
+		s->flushq_head = HAST_NONE;
+		flush_launch(a, next);
+	}
+}
+
+static void
+prepare(struct hast_arena *a, struct hast_bio *bio)
+{
+	struct hast_seq *s = seq_of(a);
+
+	bio->seq = ++s->seq;
+	bio->error[HAST_LOCAL] = bio->error[HAST_REMOTE] = 0;
+	bio->result = 0;
+	bio->acked = bio->received = bio->used = bio->pending = 0;
+	bio->flags &= (uint8_t)~HAST_BIO_MEMSYNC;
+	s->inuse++;
+}
+
+int
+seq_own_flush(struct hast_arena *a)
+{
+	struct hast_bio *bio = bio_of(a, own_flush_slot(a));
+
+	if (bio->state != HAST_BIO_FREE)
+		return 0;
+	bio->cmd = HAST_CMD_FLUSH;
+	bio->flags = 0;
+	bio->held = 0;
+	bio->offset = bio->length = 0;
+	prepare(a, bio);
+	flush_submit(a, bio);
+	return 1;
+}
+
+/* ---- what goes in ---- */
+
+static int
+request_ok(const struct hast_arena *a, const struct hast_bio *bio)
+{
+	if (bio->cmd == HAST_CMD_FLUSH)
+		return 1;
+	if (bio->cmd != HAST_CMD_READ && !is_mutation(bio))
+		return 0;
+	if (bio->length == 0 || (bio->offset | bio->length) % HAST_SECTOR != 0)
+		return 0;
+	if (bio->cmd != HAST_CMD_DELETE && bio->length > a->geo.slab_size)
+		return 0;
+	return bio->length <= a->geo.datasize && bio->offset <= a->geo.datasize - bio->length;
+}
+
+int
+hast_seq_submit(struct hast_arena *a, uint32_t slot)
+{
+	struct hast_seq *s = seq_of(a);
+	struct hast_bio *bio = bio_of(a, slot);
+
+	if (bio->state != HAST_BIO_CLAIMED || !request_ok(a, bio))
+		return -EINVAL;
+	prepare(a, bio);
+	switch (bio->cmd) {
+	case HAST_CMD_READ:
+		s->stats.read++;
+		bio->state = HAST_BIO_RUNNING;
+		bio->pending = bio->used = LOCAL;
+		seq_push(a, HAST_RING_DISK, slot);
+		break;
+	case HAST_CMD_FLUSH:
+		s->stats.flush++;
+		flush_submit(a, bio);
+		break;
+	default:
+		if (bio->cmd == HAST_CMD_WRITE)
+			s->stats.write++;
+		else
+			s->stats.del++;
+		mutation_submit(a, bio);
+		break;
+	}
+	return 0;
+}
+
+/* ---- completions ---- */
+
+static void
+read_done(struct hast_arena *a, struct hast_bio *bio, int component)
+{
+	int error = bio->error[component];
+
+	if (error != 0 && component == HAST_LOCAL && seq_of(a)->connected) {
+		bio->pending = REMOTE;
+		bio->used |= REMOTE;
+		seq_push(a, HAST_RING_SEND, bio->slot);
+		return;
+	}
+	if (error != 0 && bio->error[HAST_LOCAL] != 0)
+		error = bio->error[HAST_LOCAL];
+	acknowledge(a, bio, error);
+	finish(a, bio);
+}
+
+static void
+settle(struct hast_arena *a, struct hast_bio *bio, int component)
+{
+	bio->pending &= (uint8_t)~(1u << component);
+	switch (bio->cmd) {
+	case HAST_CMD_READ:
+		read_done(a, bio, component);
+		break;
+	case HAST_CMD_MAP:
+		finish(a, bio);
+		seq_map_done(a, bio->error[HAST_LOCAL]);
+		break;
+	case HAST_CMD_FLUSH:
+		if (bio->pending == 0)
+			flush_done(a, bio);
+		break;
+	default:
+		mutation_step(a, bio);
+		break;
+	}
+}
+
+int
+hast_seq_complete(struct hast_arena *a, int component, uint32_t entry)
+{
+	uint32_t slot = entry & ~(uint32_t)HAST_EVENT_RECEIVED;
+	struct hast_bio *bio;
+
+	if (slot >= a->nslots)
+		return -EPROTO;
+	bio = bio_of(a, slot);
+	if (bio->state != HAST_BIO_RUNNING || (bio->pending & 1u << component) == 0 ||
+	    bio->error[component] < 0)
+		return -EPROTO;
+	if (entry != slot) {
+		if (component != HAST_REMOTE || (bio->flags & HAST_BIO_MEMSYNC) == 0 || bio->received)
+			return -EPROTO;
+		bio->received = 1;
+		mutation_try_ack(a, bio);
+		return 0;
+	}
+	settle(a, bio, component);
+	return 0;
+}
+
+static int
+drain_ring(struct hast_arena *a, int ring, int component)
+{
+	struct hast_ring *r = hast_arena_ring(a, (uint32_t)ring);
+	uint32_t entry;
+	int n = 0, got;
+
+	while ((got = hast_ring_pop(r, &entry)) == 1) {
+		if (hast_seq_complete(a, component, entry) != 0)
+			return -EPROTO;
+		n++;
+	}
+	return got < 0 ? -EPROTO : n;
+}
+
+int
+hast_seq_drain(struct hast_arena *a)
+{
+	static const struct { int ring, component; } from[] = {
+		{ HAST_RING_DISK_DONE, HAST_LOCAL },
+		{ HAST_RING_RECV_DONE, HAST_REMOTE },
+		{ HAST_RING_SEND_DONE, HAST_REMOTE },
+	};
+	int total = 0;
+
+	for (size_t i = 0; i < sizeof(from) / sizeof(from[0]); i++) {
+		int n = drain_ring(a, from[i].ring, from[i].component);
+
+		if (n < 0)
+			return n;
+		total += n;
+	}
+	return total;
+}
+
+/* ---- the secondary comes and goes ---- */
+
+void
+hast_seq_load_map(struct hast_arena *a, const uint8_t *map)
+{
+	seq_map_merge(a, map, 1);
+}
+
+void
+hast_seq_connect(struct hast_arena *a, const uint8_t *map)
+{
+	struct hast_seq *s = seq_of(a);
+
+	s->asked = 0;
+	s->joining = 1;
+	if (map != NULL)
+		seq_map_merge(a, map, 0);
+	/* Also when nothing was merged: what an earlier failure left changed has to be durable now. */
+	if (s->map_dirty || s->map_busy)
+		seq_map_start(a);
+	else
+		seq_map_done(a, 0);
+}
+
+void
+hast_seq_disconnect(struct hast_arena *a)
+{
+	struct hast_seq *s = seq_of(a);
+
+	s->connected = s->joining = s->degraded_ok = s->asked = s->flush_whole = 0;
+	hast_ring_init(hast_arena_ring(a, HAST_RING_SEND), a->ring_entries);
+	hast_ring_init(hast_arena_ring(a, HAST_RING_SEND_DONE), a->ring_entries);
+	hast_ring_init(hast_arena_ring(a, HAST_RING_RECV_DONE), a->ring_entries);
+	for (uint32_t i = 0; i < a->nslots; i++) {
+		struct hast_bio *bio = bio_of(a, i);
+
+		if ((bio->pending & REMOTE) == 0)
+			continue;
+		bio->error[HAST_REMOTE] = ENOTCONN;
+		settle(a, bio, HAST_REMOTE);
+	}
+	/* A joining that broke off leaves writes waiting for a map that may be durable already. */
+	seq_map_done(a, 0);
+}
+
+int
+hast_seq_idle(struct hast_arena *a)
+{
+	struct hast_seq *s = seq_of(a);
+
+	if (!s->connected || s->map_busy)
+		return 0;
+	if (seq_map_clean(a) > 0 && seq_own_flush(a))
+		return 1;
+	seq_map_start(a);
+	return (int)s->map_busy;
+}
+
+int
+hast_seq_quiet(struct hast_arena *a)
+{
+	return seq_of(a)->inuse == 0;
+}

@@ -1,0 +1,66 @@
+/* What the sequencer's files share: seq.c (bios), seq_map.c (the activemap). */
+#ifndef HAST_SEQ_INTERNAL_H
+#define HAST_SEQ_INTERNAL_H
+
+#include "seq.h"
+
+static inline struct hast_seq *
+seq_of(struct hast_arena *a)
+{
+	return (struct hast_seq *)((char *)a + a->seq_off);
+}
+
+static inline struct hast_bio *
+bio_of(struct hast_arena *a, uint32_t slot)
+{
+	return (struct hast_bio *)((char *)a + a->bio_off) + slot;
+}
+
+static inline uint32_t
+map_slot(const struct hast_arena *a)
+{
+	return a->nslots - 2;
+}
+
+static inline uint32_t
+own_flush_slot(const struct hast_arena *a)
+{
+	return a->nslots - 1;
+}
+
+static inline int
+bit_test(const uint8_t *map, uint64_t n)
+{
+	return map[n >> 3] >> (n & 7) & 1;
+}
+
+/* ---- seq.c ---- */
+
+void seq_push(struct hast_arena *a, int ring, uint32_t slot);
+void seq_raise(struct hast_arena *a, uint32_t event);
+void seq_list_append(struct hast_arena *a, uint32_t *head, uint32_t *tail, uint32_t slot);
+/* The mutation's extents are durable in the map: to the components. */
+void seq_launch(struct hast_arena *a, struct hast_bio *bio);
+/* The mutation never reached a component and is answered with this error. */
+void seq_refuse(struct hast_arena *a, struct hast_bio *bio, int error);
+/* A flush of the sequencer's own, unless one is under way. 1 when it was started. */
+int seq_own_flush(struct hast_arena *a);
+
+/* ---- seq_map.c ---- */
+
+void seq_map_init(struct hast_arena *a);
+/* Counts the mutation in on its extents. 1: they are all dirty on disk, 0: it has to wait for a map update. */
+int seq_map_enter(struct hast_arena *a, const struct hast_bio *bio);
+/* Counts it out. clean: it has completed on both nodes, or never started. */
+void seq_map_leave(struct hast_arena *a, const struct hast_bio *bio, int clean);
+/* Puts the mutation into the list of those who wait for the map, and starts an update if none is under way. */
+void seq_map_wait(struct hast_arena *a, struct hast_bio *bio);
+/* The map update has completed. */
+void seq_map_done(struct hast_arena *a, int error);
+/* Extents that are dirty or out of sync in map (mapsize bytes) become so here too. */
+void seq_map_merge(struct hast_arena *a, const uint8_t *map, int ondisk);
+/* Clears what may be cleared. Number of extents that only a flush keeps from being cleared. */
+uint64_t seq_map_clean(struct hast_arena *a);
+void seq_map_start(struct hast_arena *a);
+
+#endif

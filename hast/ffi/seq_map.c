@@ -1,0 +1,360 @@
+/*
+ * The sequencer's activemap: which extents are dirty, which are so on disk for certain, and the one map update
+ * that is under way at a time. Invariants 1 and 2: see seq.h.
+ *
+ * Three bitmaps, one bit an extent: `dirty` is what the map on disk should say, `ondisk` what it says whatever happens now
+ * (a bit that an update under way is about to clear is not in it any more), `sync` which extents may differ between
+ * the nodes. sync is a part of dirty; each extent with mutations in flight is in dirty.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "seq.h"
+#include "seq_internal.h"
+
+#define EXTENTS_PER_BLOCK ((uint64_t)HAST_MAP_BLOCK * 8)
+
+static uint8_t *
+dirty_of(struct hast_arena *a)
+{
+	return (uint8_t *)a + a->dirty_off;
+}
+
+static uint8_t *
+ondisk_of(struct hast_arena *a)
+{
+	return (uint8_t *)a + a->ondisk_off;
+}
+
+static uint8_t *
+sync_of(struct hast_arena *a)
+{
+	return (uint8_t *)a + a->sync_off;
+}
+
+static uint8_t *
+changed_of(struct hast_arena *a)
+{
+	return (uint8_t *)a + a->changed_off;
+}
+
+static struct hast_extent *
+extent_of(struct hast_arena *a, uint64_t n)
+{
+	return (struct hast_extent *)((char *)a + a->extent_off) + n;
+}
+
+static uint64_t
+first_extent(const struct hast_arena *a, const struct hast_bio *bio)
+{
+	return bio->offset >> a->extent_shift;
+}
+
+static uint64_t
+last_extent(const struct hast_arena *a, const struct hast_bio *bio)
+{
+	return (bio->offset + bio->length - 1) >> a->extent_shift;
+}
+
+static void
+mark_changed(struct hast_arena *a, uint64_t extent)
+{
+	changed_of(a)[extent / EXTENTS_PER_BLOCK] = 1;
+	seq_of(a)->map_dirty = 1;
+}
+
+/* ---- extents kept dirty: least recently used first out ---- */
+
+static struct hast_keep *
+keep_of(struct hast_arena *a)
+{
+	return (struct hast_keep *)((char *)a + a->keep_off);
+}
+
+static void
+keep_unlink(struct hast_keep *keep, uint32_t i)
+{
+	keep[keep[i].prev].next = keep[i].next;
+	keep[keep[i].next].prev = keep[i].prev;
+}
+
+static void
+keep_to_front(struct hast_keep *keep, uint32_t i)
+{
+	keep[i].prev = 0;
+	keep[i].next = keep[0].next;
+	keep[keep[0].next].prev = i;
+	keep[0].next = i;
+}
+
+static void
+keep_touch(struct hast_arena *a, uint64_t extent)
+{
+	struct hast_seq *s = seq_of(a);
+	struct hast_keep *keep = keep_of(a);
+	struct hast_extent *e = extent_of(a, extent);
+	uint32_t i = e->keep;
+
+	if (i != 0) {
+		if (keep[0].next == i)
+			return;
+		keep_unlink(keep, i);
+	} else if (s->nkeep < a->geo.keepdirty) {
+		i = ++s->nkeep;
+	} else {
+		i = keep[0].prev;
+		keep_unlink(keep, i);
+		extent_of(a, keep[i].extent)->keep = 0;
+	}
+	keep[i].extent = extent;
+	e->keep = i;
+	keep_to_front(keep, i);
+}
+
+void
+seq_map_init(struct hast_arena *a)
+{
+	keep_of(a)[0].prev = keep_of(a)[0].next = 0;
+}
+
+/* ---- mutations come and go ---- */
+
+static int
+durable(struct hast_arena *a, const struct hast_bio *bio)
+{
+	const uint8_t *ondisk = ondisk_of(a);
+
+	for (uint64_t n = first_extent(a, bio); n <= last_extent(a, bio); n++)
+		if (!bit_test(ondisk, n))
+			return 0;
+	return 1;
+}
+
+int
+seq_map_enter(struct hast_arena *a, const struct hast_bio *bio)
+{
+	struct hast_seq *s = seq_of(a);
+	uint8_t *dirty = dirty_of(a);
+
+	for (uint64_t n = first_extent(a, bio); n <= last_extent(a, bio); n++) {
+		struct hast_extent *e = extent_of(a, n);
+
+		if (e->inflight++ == 0 && !bit_test(sync_of(a), n))
+			s->ndirty++;
+		/* A delete says that a range is used no more: it is no reason to push hot extents out. */
+		if (bio->cmd == HAST_CMD_WRITE)
+			keep_touch(a, n);
+		if (!bit_test(dirty, n)) {
+			dirty[n >> 3] |= (uint8_t)(1u << (n & 7));
+			mark_changed(a, n);
+		}
+	}
+	return durable(a, bio);
+}
+
+void
+seq_map_leave(struct hast_arena *a, const struct hast_bio *bio, int clean)
+{
+	struct hast_seq *s = seq_of(a);
+	uint8_t *sync = sync_of(a);
+
+	for (uint64_t n = first_extent(a, bio); n <= last_extent(a, bio); n++) {
+		struct hast_extent *e = extent_of(a, n);
+
+		e->epoch = s->epoch;
+		e->inflight--;
+		if (!clean)
+			sync[n >> 3] |= (uint8_t)(1u << (n & 7));
+		if (e->inflight == 0 && !bit_test(sync, n))
+			s->ndirty--;
+	}
+}
+
+void
+seq_map_wait(struct hast_arena *a, struct hast_bio *bio)
+{
+	struct hast_seq *s = seq_of(a);
+
+	bio->state = HAST_BIO_MAPWAIT;
+	seq_list_append(a, &s->mapwait_head, &s->mapwait_tail, bio->slot);
+	seq_map_start(a);
+}
+
+void
+seq_map_merge(struct hast_arena *a, const uint8_t *map, int ondisk)
+{
+	struct hast_seq *s = seq_of(a);
+
+	for (uint64_t n = 0; n < a->nextents; n++) {
+		uint8_t bit = (uint8_t)(1u << (n & 7));
+
+		if (map[n >> 3] == 0) {
+			n |= 7;
+			continue;
+		}
+		if (!bit_test(map, n))
+			continue;
+		if (ondisk)
+			ondisk_of(a)[n >> 3] |= bit;
+		if (!bit_test(dirty_of(a), n)) {
+			dirty_of(a)[n >> 3] |= bit;
+			if (!ondisk)
+				mark_changed(a, n);
+		}
+		if (!bit_test(sync_of(a), n)) {
+			sync_of(a)[n >> 3] |= bit;
+			if (extent_of(a, n)->inflight == 0)
+				s->ndirty++;
+		}
+	}
+}
+
+/* ---- map updates ---- */
+
+uint64_t
+seq_map_clean(struct hast_arena *a)
+{
+	struct hast_seq *s = seq_of(a);
+	uint8_t *dirty = dirty_of(a);
+	const uint8_t *sync = sync_of(a);
+	uint64_t cold = 0;
+
+	if (!s->connected)
+		return 0;
+	for (uint64_t n = 0; n < a->nextents; n++) {
+		const struct hast_extent *e;
+
+		if (dirty[n >> 3] == 0) {
+			n |= 7;
+			continue;
+		}
+		e = extent_of(a, n);
+		if (!bit_test(dirty, n) || bit_test(sync, n) || e->inflight != 0 || e->keep != 0)
+			continue;
+		if (e->epoch > s->flushed) {
+			cold++;
+			continue;
+		}
+		dirty[n >> 3] &= (uint8_t)~(1u << (n & 7));
+		mark_changed(a, n);
+	}
+	return cold;
+}
+
+/* The first run of changed blocks that fits in a slab. Length 0 when nothing is changed. */
+static void
+changed_run(struct hast_arena *a, uint64_t *offset, uint64_t *length)
+{
+	const uint8_t *changed = changed_of(a);
+	uint64_t blocks = (a->geo.mapsize + HAST_MAP_BLOCK - 1) / HAST_MAP_BLOCK;
+	uint64_t first = 0, end;
+
+	while (first < blocks && !changed[first])
+		first++;
+	end = first;
+	while (end < blocks && changed[end] && (end + 1 - first) * HAST_MAP_BLOCK <= a->geo.slab_size)
+		end++;
+	*offset = first * HAST_MAP_BLOCK;
+	*length = (end - first) * HAST_MAP_BLOCK;
+	if (*length > 0 && *offset + *length > a->geo.mapsize)
+		*length = a->geo.mapsize - *offset;
+}
+
+void
+seq_map_start(struct hast_arena *a)
+{
+	struct hast_seq *s = seq_of(a);
+	struct hast_bio *bio = bio_of(a, map_slot(a));
+	uint8_t *slab = hast_arena_slab(a, map_slot(a));
+	uint8_t *ondisk = ondisk_of(a);
+
+	if (s->map_busy || !s->map_dirty)
+		return;
+	/* As the map is written anyway, cold extents go with it at no cost; too many that only lack a flush get one. */
+	if (seq_map_clean(a) > a->geo.keepdirty)
+		(void)seq_own_flush(a);
+	changed_run(a, &bio->offset, &bio->length);
+	if (bio->length == 0) {
+		s->map_dirty = 0;
+		return;
+	}
+	memcpy(slab, dirty_of(a) + bio->offset, bio->length);
+	memset(changed_of(a) + bio->offset / HAST_MAP_BLOCK, 0,
+	    (bio->length + HAST_MAP_BLOCK - 1) / HAST_MAP_BLOCK);
+	for (uint64_t i = 0; i < bio->length; i++)
+		ondisk[bio->offset + i] &= slab[i];
+	bio->cmd = HAST_CMD_MAP;
+	bio->flags = s->metaflush ? HAST_BIO_DURABLE : 0;
+	bio->state = HAST_BIO_RUNNING;
+	bio->pending = bio->used = 1u << HAST_LOCAL;
+	bio->error[HAST_LOCAL] = 0;
+	bio->held = bio->acked = 0;
+	bio->seq = ++s->seq;
+	s->map_busy = 1;
+	s->inuse++;
+	s->stats.map_update++;
+	seq_push(a, HAST_RING_DISK, bio->slot);
+}
+
+/* Does the mutation touch an extent whose bit stands in these bytes of the map? */
+static int
+touches(const struct hast_arena *a, const struct hast_bio *bio, uint64_t offset, uint64_t length)
+{
+	return first_extent(a, bio) < (offset + length) * 8 && last_extent(a, bio) >= offset * 8;
+}
+
+/* Those who waited go, or are refused when it was their part of the map that could not be written. */
+static void
+wake_waiters(struct hast_arena *a, int error, uint64_t offset, uint64_t length)
+{
+	struct hast_seq *s = seq_of(a);
+	uint32_t slot = s->mapwait_head;
+
+	s->mapwait_head = HAST_NONE;
+	while (slot != HAST_NONE) {
+		struct hast_bio *bio = bio_of(a, slot);
+
+		slot = bio->next;
+		if (!s->joining && durable(a, bio))
+			seq_launch(a, bio);
+		else if (error != 0 && touches(a, bio, offset, length))
+			seq_refuse(a, bio, error);
+		else
+			seq_list_append(a, &s->mapwait_head, &s->mapwait_tail, bio->slot);
+	}
+}
+
+void
+seq_map_done(struct hast_arena *a, int error)
+{
+	struct hast_seq *s = seq_of(a);
+	struct hast_bio *bio = bio_of(a, map_slot(a));
+	uint64_t offset = bio->offset;
+	uint64_t length = s->map_busy && bio->pending == 0 ? bio->length : 0;
+
+	if (length > 0) {
+		s->map_busy = 0;
+		if (error == 0) {
+			memcpy(ondisk_of(a) + offset, hast_arena_slab(a, bio->slot), length);
+		} else {
+			memset(changed_of(a) + offset / HAST_MAP_BLOCK, 1,
+			    (length + HAST_MAP_BLOCK - 1) / HAST_MAP_BLOCK);
+			s->map_dirty = 1;
+			s->stats.map_error++;
+			s->joining = 0;
+			seq_raise(a, HAST_SEQ_MAP_FAILED);
+		}
+	}
+	if (error == 0 && s->joining) {
+		seq_map_start(a);
+		if (!s->map_busy) {
+			s->joining = 0;
+			s->connected = 1;
+			s->degraded_ok = 0;
+			s->events |= HAST_SEQ_CONNECTED;
+		}
+	}
+	wake_waiters(a, error, offset, length);
+	if (s->mapwait_head != HAST_NONE)
+		seq_map_start(a);
+}
