@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from hast.address import Address, parse_address
 from hast.confgrammar import Section, Setting, parse_sections
-from hast.conflex import Token, fail, printable, quote
+from hast.conflex import Token, fail, printable
 from hast.errors import ConfigError
 from hast.nodename import is_named, node_names
 
@@ -85,15 +85,16 @@ def load(path: str = DEFAULT_PATH, names: Sequence[str] | None = None) -> Config
 
 
 def _read(path: str) -> str:
+    reading = f"cannot read configuration '{printable(path)}'"
     try:
         with Path(path).open("rb") as file:
             data = file.read(MAX_FILE + 1)
     except OSError as error:
-        raise ConfigError(f"cannot read configuration {quote(path)}: {error.strerror}") from error
+        raise ConfigError(f"{reading}: {error.strerror}") from error
     except ValueError as error:  # a NUL byte in the path
-        raise ConfigError(f"cannot read configuration {quote(path)}: {error}") from error
+        raise ConfigError(f"{reading}: {error}") from error
     if len(data) > MAX_FILE:
-        raise ConfigError(f"cannot read configuration {quote(path)}: it is larger than {MAX_FILE} bytes")
+        raise ConfigError(f"{reading}: it is larger than {MAX_FILE} bytes")
     return data.decode("utf-8", "surrogateescape")  # comments may be in any encoding
 
 
@@ -252,6 +253,11 @@ def _check_unique(
         if other.provname == resource.provname:
             found = f"resource '{resource.name}' with the name '{resource.provname}'"
             fail(path, at, "a name of its own in /dev/hast", where, found)
-        if os.path.normpath(other.localpath) == os.path.normpath(resource.localpath):
+        if _one_path(other.localpath) == _one_path(resource.localpath):
             found = f"resource '{resource.name}' with the local path '{resource.localpath}'"
             fail(path, at, "a local path of its own", where, found)
+
+
+def _one_path(path: str) -> str:
+    """The one spelling of an absolute path, as far as its text tells. normpath leaves two leading slashes."""
+    return os.path.normpath("/" + path.lstrip("/"))
