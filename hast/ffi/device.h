@@ -33,6 +33,8 @@ struct hast_port;
 struct hast_req {
 	struct hast_port *port;		/* NULL: the port is gone, nobody to answer */
 	struct hast_req *next;		/* free list; or the port's own list */
+	struct hast_req *next_stalled;	/* waits for slots */
+	uint32_t index;			/* in the table: bio.request */
 	uint64_t cookie;		/* the client's name for it */
 	uint64_t offset;		/* bytes */
 	uint64_t length;		/* bytes */
@@ -44,6 +46,11 @@ struct hast_req {
 	uint8_t flags;
 	uint8_t flushing;		/* the flush of a FUA request is under way */
 	uint8_t finished;
+	uint8_t aborted;		/* no more parts will be handed out */
+	uint8_t stalled;		/* in the list of those who wait for slots */
+	uint8_t urgent;			/* the port's: its reply is being sent, others wait behind it, so it may pass the limits */
+	uint8_t is_nbd;
+	uint32_t held;			/* slots it holds */
 	uint32_t first;			/* READ: parts in order of offset, through bio.part_next; HAST_NONE */
 	uint32_t last;
 	uint64_t device[2];		/* the port's own */
@@ -56,16 +63,16 @@ struct hast_port_ops {
 	int (*writable)(struct hast_ggate *g, struct hast_port *port);
 	/* Slots or requests are free again: go on where -EAGAIN stopped it. May equal readable. */
 	int (*resume)(struct hast_ggate *g, struct hast_port *port);
-	/* READ only: the part at the head of req->first is answered (bio.state is HAST_BIO_DONE or
-	   RUNNING with acked set) and may be sent; release it with hast_part_sent(). Called for each answer
-	   that makes progress at the head, and not at all once req->error is set. NULL: wait for finished. */
+	/* READ only: the head part is answered (hast_part_ready()) and may be sent; release it with hast_part_sent().
+	   Called when an answer makes the head ready, and not at all once req->error is set. NULL: wait for finished. */
 	void (*data)(struct hast_ggate *g, struct hast_port *port, struct hast_req *req);
 	/* Everything is answered: queue the reply (req->error tells which), then call hast_req_end() when it needs the request
 	   no more. READ parts not sent yet are still there. */
 	void (*finished)(struct hast_ggate *g, struct hast_port *port, struct hast_req *req);
 	/* End of a batch: bytes queued for the client go out now, in as few calls as possible. -errno closes. */
 	int (*flush)(struct hast_ggate *g, struct hast_port *port);
-	/* The port is being closed: give back what is its own (not the descriptor, not its requests). */
+	/* The port is being closed: drop claimed parts that were not submitted and free what hangs on it. Its
+	   requests, its descriptor and its own memory (a port is the first member of one malloc'ed object) go after that. */
 	void (*closed)(struct hast_ggate *g, struct hast_port *port);
 };
 
@@ -103,8 +110,15 @@ void *hast_part_data(struct hast_ggate *g, uint32_t slot);
 void hast_part_submit(struct hast_ggate *g, struct hast_req *req, uint32_t slot, uint64_t length);
 /* A claimed part that is not going to be submitted (the client left in the middle of its payload). */
 void hast_part_drop(struct hast_ggate *g, struct hast_req *req, uint32_t slot);
+/* The head part of a READ when it is answered, else HAST_NONE. */
+uint32_t hast_part_ready(struct hast_ggate *g, struct hast_req *req);
 /* The head part of a READ has been sent or is not wanted. */
 void hast_part_sent(struct hast_ggate *g, struct hast_req *req);
+/* A slot for a part of a request that is not known yet (FUSE reads headers and payload in one call); the port is marked
+   starved when there is none. It is given to a request with hast_part_adopt(), then submitted, or given back. */
+uint32_t hast_port_claim(struct hast_ggate *g, struct hast_port *port);
+void hast_port_unclaim(struct hast_ggate *g, struct hast_port *port, uint32_t slot);
+void hast_part_adopt(struct hast_ggate *g, struct hast_req *req, uint32_t slot);
 /* After finished: the request's remaining READ parts are released and the request is free again. */
 void hast_req_end(struct hast_ggate *g, struct hast_req *req);
 /* A write that is given up in the middle (protocol error): no more parts will come; it ends when those under way are answered. */

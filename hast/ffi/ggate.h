@@ -18,6 +18,8 @@ int hast_ggate_pump(struct hast_ggate *g);
 uint32_t hast_ggate_clients(struct hast_ggate *g);
 /* Takes no more requests (0: again); answers go on. */
 void hast_ggate_freeze(struct hast_ggate *g, int on);
+/* Why HAST_PUMP_DEVICE was returned: errno of the device that is gone. */
+int hast_ggate_device_error(const struct hast_ggate *g);
 /* 1 when no request is under way. */
 int hast_ggate_quiet(struct hast_ggate *g);
 /* cffi: end */
