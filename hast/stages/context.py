@@ -1,0 +1,57 @@
+"""What a stage is given: everything was opened by its worker before the fork, nothing is looked up by name.
+
+Invariants:
+- A stage closes every descriptor that is not in its context; so end of file on a channel means what it says.
+- The arena's mapping is inherited; the stage writes only what its part in the pipeline lets it write.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hast.channel import Channel
+from hast.shm.arena import Arena
+
+# As enum hast_stage_id in hast/ffi/arena.h.
+GGATE, DISK, SEND, RECV, SYNC = range(5)
+STAGE_NAMES = ("ggate", "disk", "send", "recv", "sync")
+
+
+@dataclass(frozen=True)
+class DiskSettings:
+    """How the disk stage does its I/O. engine: "inline", "uring" or "threads"; align in bytes; fd: the component."""
+
+    fd: int
+    engine: str
+    align: int
+    depth: int = 256
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """One stage of one resource.
+
+    resource and role name it in messages and titles; stage is its number (GGATE...); bells are the eventfds of all
+    running stages by number; disk is set for the disk stage only. serves_device: a block device of this
+    machine stands on this stage, so it must not wait for the machine's own memory to be written back.
+    """
+
+    resource: str
+    role: str
+    stage: int
+    arena: Arena
+    control: Channel
+    bells: dict[int, int] = field(default_factory=dict)
+    disk: DiskSettings | None = None
+    serves_device: bool = False
+
+    @property
+    def title(self) -> str:
+        return f"hastd: {self.resource} ({self.role}): {STAGE_NAMES[self.stage]}"
+
+    def keep_fds(self) -> set[int]:
+        """Descriptors that the stage needs, besides 0, 1 and 2."""
+        fds = {self.control.fileno(), *self.bells.values()}
+        if self.disk is not None:
+            fds.add(self.disk.fd)
+        return fds
