@@ -272,7 +272,7 @@ turn(struct hast_ggate *g)
 		return HAST_PUMP_DEVICE;
 	if (g->seq->events != 0)
 		return HAST_PUMP_EVENT;
-	return 0;
+	return g->frozen && hast_ggate_quiet(g) ? HAST_PUMP_QUIET : 0;
 }
 
 static int

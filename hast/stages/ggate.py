@@ -1,0 +1,107 @@
+"""The ggate stage: serves the devices and runs the sequencer; between two events all of it happens in C.
+
+What the worker tells it: {"cmd": "nbd", "flags": n} with a client's socket, {"cmd": "fuse", "resend": bool} with the FUSE
+channel, {"cmd": "grant"}: localcnt is raised and durable, {"cmd": "stop"}: answer what is under way, then end.
+What it tells the worker: {"event": "up"}, {"event": "fuse"}: the kernel has been greeted, {"event": "seq", "bits": n}: the
+sequencer wants a decision, {"event": "device", "errno": n}: the block device's channel is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from hast.errors import ProtocolError, SystemCallError
+from hast.ffi import _hast
+from hast.stages import protect
+from hast.stages.context import DISK, GGATE, SEND, SYNC, StageContext
+
+ffi, lib = _hast.ffi, _hast.lib
+log = logging.getLogger(__name__)
+
+
+class Ggate:
+    """The stage's state in Python: the C context and what has been told."""
+
+    def __init__(self, context: StageContext) -> None:
+        self.context = context
+        bells = context.bells
+        self.pump = lib.hast_ggate_new(
+            context.arena.c,
+            bells[GGATE],
+            context.control.fileno(),
+            bells.get(DISK, -1),
+            bells.get(SEND, -1),
+            bells.get(SYNC, -1),
+        )
+        if self.pump == ffi.NULL:
+            raise SystemCallError(f"{context.resource}: cannot set up the ggate stage: {os.strerror(ffi.errno)}")
+        self.seq = lib.hast_arena_seq(context.arena.c)
+        self.fuse_told = True
+        self.stopping = False
+
+    def command(self, message: dict[str, object], fds: list[int]) -> None:
+        """Carry out one message of the worker."""
+        command = message.get("cmd")
+        if command == "nbd" and len(fds) == 1:
+            error = lib.hast_nbd_add(self.pump, fds[0], message["flags"])
+            if error != 0:
+                log.error("%s: cannot serve an NBD client: %s", self.context.resource, os.strerror(-error))
+        elif command == "fuse" and len(fds) == 1:
+            error = lib.hast_fuse_add(self.pump, fds[0], int(bool(message.get("resend"))))
+            if error != 0:
+                raise SystemCallError(
+                    f"{self.context.resource}: cannot serve the FUSE device: {os.strerror(-error)}"
+                )
+            self.fuse_told = False
+        elif command == "grant":
+            lib.hast_seq_grant_degraded(self.context.arena.c)
+        elif command == "stop":
+            self.stopping = True
+            lib.hast_ggate_freeze(self.pump, 1)
+        else:
+            raise ProtocolError(f"{self.context.resource}: ggate got a message that it does not know: {message}")
+
+    def tell(self) -> None:
+        """Report what has come about while the pump ran."""
+        if not self.fuse_told and lib.hast_fuse_ready(self.pump):
+            self.fuse_told = True
+            self.context.control.send({"event": "fuse"})
+        bits = self.seq.events
+        if bits:
+            self.seq.events = 0
+            self.context.control.send({"event": "seq", "bits": bits})
+
+    def turn(self) -> int | None:
+        """Run the pump once. The stage's exit code when it is to end, else None."""
+        result = lib.hast_ggate_pump(self.pump)
+        self.tell()
+        if result == lib.HAST_PUMP_CONTROL:
+            received = self.context.control.recv(timeout=0)
+            if received is None:
+                return os.EX_OK  # the worker is gone
+            self.command(*received)
+        elif result == lib.HAST_PUMP_QUIET:
+            return os.EX_OK
+        elif result == lib.HAST_PUMP_DEVICE:
+            errno = lib.hast_ggate_device_error(self.pump)
+            self.context.control.send({"event": "device", "errno": errno})
+            return os.EX_UNAVAILABLE
+        elif result != lib.HAST_PUMP_EVENT:
+            what = "its shared memory is damaged" if result > 0 else os.strerror(-result)
+            log.error("%s: the ggate stage cannot go on: %s", self.context.resource, what)
+            return os.EX_SOFTWARE
+        return None
+
+
+def run(context: StageContext) -> int:
+    """Serve until told to stop or until it cannot go on; the exit code."""
+    if context.serves_device:
+        protect.protect(context.resource)
+    stage = Ggate(context)
+    context.control.send({"event": "up"})
+    while True:
+        code = stage.turn()
+        if code is not None:
+            lib.hast_ggate_free(stage.pump)
+            return code
