@@ -1,9 +1,9 @@
 """The ggate stage: serves the devices and runs the sequencer; between two events all of it happens in C.
 
-What the worker tells it: {"cmd": "nbd", "flags": n} with a client's socket, {"cmd": "fuse", "resend": bool} with the FUSE
-channel, {"cmd": "grant"}: localcnt is raised and durable, {"cmd": "stop"}: answer what is under way, then end.
-What it tells the worker: {"event": "up"}, {"event": "fuse"}: the kernel has been greeted, {"event": "seq", "bits": n}: the
-sequencer wants a decision, {"event": "device", "errno": n}: the block device's channel is gone.
+What the worker tells it: {"cmd": "nbd", "flags": n} with a client's socket, {"cmd": "fuse", "resend": bool} with the
+FUSE channel, {"cmd": "grant"}: localcnt is raised and durable, {"cmd": "stop"}: answer what is under way, then end.
+What it tells the worker: {"event": "up"}, {"event": "seq", "bits": n}: the sequencer wants a decision,
+{"event": "device", "errno": n}: the block device's channel is gone.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ class Ggate:
         if self.pump == ffi.NULL:
             raise SystemCallError(f"{context.resource}: cannot set up the ggate stage: {os.strerror(ffi.errno)}")
         self.seq = lib.hast_arena_seq(context.arena.c)
-        self.fuse_told = True
         self.stopping = False
 
     def command(self, message: dict[str, object], fds: list[int]) -> None:
@@ -53,7 +52,6 @@ class Ggate:
                 raise SystemCallError(
                     f"{self.context.resource}: cannot serve the FUSE device: {os.strerror(-error)}"
                 )
-            self.fuse_told = False
         elif command == "grant":
             lib.hast_seq_grant_degraded(self.context.arena.c)
         elif command == "stop":
@@ -65,8 +63,7 @@ class Ggate:
     def tell(self) -> None:
         """Report what has come about while the pump ran."""
         if not self.fuse_told and lib.hast_fuse_ready(self.pump):
-            self.fuse_told = True
-            self.context.control.send({"event": "fuse"})
+                self.context.control.send({"event": "fuse"})
         bits = self.seq.events
         if bits:
             self.seq.events = 0

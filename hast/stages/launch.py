@@ -1,7 +1,7 @@
 """Forks a stage from its worker, and tells when it has ended.
 
 Invariants:
-- The worker is single-threaded, so the child is a clean copy of it: nothing is imported, no file is opened to start one.
+- The worker is single-threaded, so the child is a clean copy of it: nothing is imported or opened to start one.
 - The child never returns into the worker's code: it ends with os._exit().
 - A stage does not outlive its worker (PR_SET_PDEATHSIG, and end of file on its channel).
 - Its end is known from a pidfd: no signal handler, no polling, no confusion with a reused pid.

@@ -1,0 +1,107 @@
+"""The worker: the process that owns one resource in one role.
+
+It is forked by the spawner with a channel to hastd's main process, and ends when main says so or is gone. What is done
+in a role is in hast/primary.py; here is what all roles share: the event loop, main's commands, the
+exit code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from hast.channel import Channel, ChannelClosedError
+from hast.config import Resource
+from hast.errors import HastError
+from hast.primary import Primary
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """Runs the resource until it is told to stop. Messages: see hast/daemon.py."""
+
+    def __init__(self, channel: Channel, resource: Resource, role: str, rundir: Path) -> None:
+        self.channel = channel
+        self.resource = resource
+        self.role = role
+        self.stop = asyncio.Event()
+        self.primary = Primary(resource, rundir, self.tell)
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Send to main; when main is gone, the worker stops as well."""
+        try:
+            self.channel.send(message)
+        except ChannelClosedError:
+            self.stop.set()
+        except HastError as error:
+            log.error("%s: hastd does not take this worker's messages: %s", self.resource.name, error)
+
+    async def run(self) -> int:
+        """The worker's life; its exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop.set)
+        listening = asyncio.create_task(self.listen())
+        try:
+            try:
+                await self.primary.start()
+            except HastError as error:
+                self.tell({"event": "failed", "message": str(error), "exit_code": error.exit_code})
+                return error.exit_code
+            self.tell(self.primary.ready_message())
+            return await self.until_stopped()
+        finally:
+            listening.cancel()
+            await self.primary.shutdown()
+
+    async def until_stopped(self) -> int:
+        """Wait for the end: wanted (0), or because the resource cannot be served any more."""
+        stop = asyncio.create_task(self.stop.wait())
+        failed = self.primary.failed
+        await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not failed.done():
+            return os.EX_OK
+        error = failed.result()
+        log.error("%s", error)
+        self.tell({"event": "failed", "message": str(error), "exit_code": error.exit_code})
+        return error.exit_code
+
+    async def listen(self) -> None:
+        """Main's commands. End of file: main is gone, and so is whoever could ask for this resource."""
+        while not self.stop.is_set():
+            try:
+                received = await self.channel.arecv()
+            except HastError as error:
+                log.error("%s", error)
+                continue
+            if received is None:
+                self.stop.set()
+                return
+            message, fds = received
+            for fd in fds:
+                os.close(fd)
+            self.command(message)
+
+    def command(self, message: dict[str, Any]) -> None:
+        """One command of main."""
+        if message.get("cmd") == "status":
+            self.tell({"event": "status", "id": message.get("id"), "status": self.primary.status()})
+        elif message.get("cmd") == "stop":
+            self.stop.set()
+        else:
+            log.error("%s: hastd sent a command that its worker does not know: %s", self.resource.name, message)
+
+
+async def _run(channel: Channel, resource: Resource, role: str, rundir: Path) -> int:
+    return await Worker(channel, resource, role, rundir).run()
+
+
+def run(channel: Channel, resource: Resource, role: str, rundir: Path) -> int:
+    """Serve `resource` as `role` until told to stop; the exit code (sysexits). Called in the worker's own process."""
+    return asyncio.run(_run(channel, resource, role, rundir))
