@@ -1,0 +1,233 @@
+"""The spawner: the process that forks workers, so that starting one costs no start of Python.
+
+    main -> spawner  {"cmd": "spawn", "id", "resource", "role"}  + the worker's end of its channel to main
+                     {"cmd": "kill", "id", "signal"}
+    spawner -> main  {"event": "up"}  once, when everything a worker needs is imported
+                     {"event": "spawned", "id", "pid"} or {"event": "failed", "id", "message"}
+                     {"event": "exited", "id", "pid", "status"}: the raw wait status; the last word about that id
+
+Invariants:
+- It is single-threaded and has no event loop, so what it forks is clean. It is a program of its own, started
+  by main, and not a fork of main: main can start another one when it has died.
+- A worker has its own channel, the lock of the run directory, 0, 1 and 2, and no other descriptor.
+- Workers do not outlive it; it does not outlive main: end of file on its channel ends all workers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hast.address import Address
+from hast.channel import Channel, ChannelClosedError, Message, close_all
+from hast.config import Resource
+from hast.errors import HastError, SystemCallError
+
+log = logging.getLogger(__name__)
+
+TITLE = "hastd: spawner"
+LAST_SECONDS = 25.0  # for workers to end when main is gone, before they are killed
+
+WorkerMain = Callable[[Channel, Resource, str, Path], int]
+
+
+def resource_to_dict(resource: Resource) -> dict[str, Any]:
+    """A resource as JSON can carry it."""
+    return asdict(resource)
+
+
+def resource_from_dict(data: dict[str, Any]) -> Resource:
+    """The resource that resource_to_dict() was given."""
+    addresses = {key: Address(**data[key]) if data[key] else None for key in ("remote", "source")}
+    return Resource(**{**data, **addresses})
+
+
+# Main's side.
+
+
+def start(rundir: Path, lock: int, foreground: bool, debug: int) -> tuple[Channel, subprocess.Popen[bytes]]:
+    """Start a spawner; its first message is "up". `lock` is the descriptor that keeps the run directory locked.
+
+    Raises SystemCallError.
+    """
+    ours, theirs = Channel.pair("spawner")
+    settings = {
+        "path": sys.path,
+        "channel": theirs.fileno(),
+        "lock": lock,
+        "rundir": str(rundir),
+        "foreground": foreground,
+        "debug": debug,
+    }
+    program = (
+        "import json, sys; settings = json.loads(sys.argv.pop()); sys.path[:] = settings['path']\n"
+        "from hast.spawner import main; main(settings)"
+    )
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", program, json.dumps(settings)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(), lock),
+            start_new_session=True,  # a terminal's SIGINT is for main alone
+        )
+    except OSError as error:
+        ours.close()
+        raise SystemCallError(f"cannot start the spawner: {error.strerror}") from error
+    finally:
+        theirs.close()
+    return ours, process
+
+
+# The spawner's side.
+
+
+def main(settings: dict[str, Any]) -> None:
+    """The spawner process; returns when main and all workers are gone."""
+    from setproctitle import setproctitle
+
+    from hast import log as log_setup
+    from hast import worker
+
+    setproctitle(TITLE)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # main says when: it ends its workers first
+    log_setup.setup(settings["foreground"], settings["debug"])
+    if not settings["foreground"]:
+        log_setup.to_null()
+    channel = Channel.from_fd(settings["channel"], "spawner")
+    os.set_inheritable(channel.fileno(), False)
+    os.set_inheritable(settings["lock"], False)
+    Spawner(channel, Path(settings["rundir"]), settings["lock"], worker.run).serve()
+
+
+class Spawner:
+    """The spawner's state: its channel to main, and the workers that have not ended."""
+
+    def __init__(self, channel: Channel, rundir: Path, lock: int, run: WorkerMain) -> None:
+        from hast.stages.launch import Child
+
+        self.channel = channel
+        self.rundir = rundir
+        self.lock = lock
+        self.run = run
+        self.workers: dict[int, Child] = {}  # by id
+
+    def serve(self) -> None:
+        """Fork workers on request, until main is gone and all workers have ended."""
+        self._tell({"event": "up"})
+        while self._wait(None):
+            self._receive()
+            self._reap()
+            if self.channel.closed:
+                break
+        self._end_all()
+
+    def _wait(self, timeout: float | None) -> bool:
+        """Wait until main has said something or a worker has ended; False when neither came in time."""
+        poll = select.poll()
+        if not self.channel.closed:
+            poll.register(self.channel, select.POLLIN)
+        for child in self.workers.values():
+            poll.register(child.pidfd, select.POLLIN)
+        return bool(poll.poll(None if timeout is None else timeout * 1000))
+
+    def _receive(self) -> None:
+        """Carry out one message of main, if there is one. Closes the channel when main is gone."""
+        try:
+            received = self.channel.recv(timeout=0)
+        except TimeoutError:
+            return
+        except HastError as error:
+            log.error("%s", error)
+            return
+        if received is None:
+            self.channel.close()
+            return
+        message, fds = received
+        if message.get("cmd") == "spawn" and len(fds) == 1:
+            self._spawn(message, Channel.from_fd(fds[0], f"worker of {message['resource']['name']}"))
+        elif message.get("cmd") == "kill":
+            self._kill(message["id"], message["signal"])
+        else:
+            close_all(fds)
+            log.error("spawner: message that it does not know: %s", message)
+
+    def _tell(self, message: Message) -> None:
+        try:
+            self.channel.send(message)
+        except ChannelClosedError:
+            self.channel.close()
+        except HastError as error:
+            log.error("%s", error)
+
+    def _spawn(self, message: Message, channel: Channel) -> None:
+        from hast.stages.launch import fork
+
+        identity = message["id"]
+        resource = resource_from_dict(message["resource"])
+        role = message["role"]
+
+        def body() -> int:
+            return run_worker(self.run, channel, resource, role, self.rundir)
+
+        try:
+            child = fork(f"hastd: {resource.name} ({role})", {channel.fileno(), self.lock}, body)
+        except SystemCallError as error:
+            self._tell({"event": "failed", "id": identity, "message": f"{resource.name}: {error}"})
+            return
+        finally:
+            channel.close()
+        self.workers[identity] = child
+        self._tell({"event": "spawned", "id": identity, "pid": child.pid})
+
+    def _kill(self, identity: int, number: int) -> None:
+        child = self.workers.get(identity)
+        if child is not None:  # not collected yet, so its process id is still its own
+            os.kill(child.pid, number)
+
+    def _reap(self) -> None:
+        """Report the workers that have ended."""
+        for identity, child in list(self.workers.items()):
+            if os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                child.reap()
+                del self.workers[identity]
+                self._tell({"event": "exited", "id": identity, "pid": child.pid, "status": child.status})
+
+    def _end_all(self) -> None:
+        """Main is gone: the workers see that as well; those that do not end in time are killed."""
+        for identity in list(self.workers):
+            self._kill(identity, signal.SIGTERM)
+        deadline = time.monotonic() + LAST_SECONDS
+        while self.workers and self._wait(max(deadline - time.monotonic(), 0)):
+            self._reap()
+        for identity in list(self.workers):
+            log.error("spawner: killing a worker that does not end")
+            self._kill(identity, signal.SIGKILL)
+        while self.workers and self._wait(None):
+            self._reap()
+
+
+def run_worker(run: WorkerMain, channel: Channel, resource: Resource, role: str, rundir: Path) -> int:
+    """The worker's life, in its own process: its exit code. What it could not say itself is told to main."""
+    try:
+        return run(channel, resource, role, rundir)
+    except HastError as error:
+        message, code = str(error), error.exit_code
+    except Exception as error:
+        log.exception("%s: the %s worker met an unexpected error", resource.name, role)
+        message, code = f"{resource.name}: unexpected error in the worker: {error!r}", os.EX_SOFTWARE
+    try:
+        channel.send({"event": "failed", "message": message, "exit_code": code})
+    except HastError as error:
+        log.error("%s; %s", message, error)
+    return code
