@@ -171,7 +171,7 @@ def test_metadata_block(name: str) -> None:
     assert block.pack() == vector.normal
     assert not block.syncing
     metadata.check_media(block, 64 << 20)
-    values = dict((name, value) for name, _, value in vector.elements)
+    values = {name: value for name, _, value in vector.elements}
     assert block.prevrole.text == values["prevrole"]
     assert (block.pair.localcnt, block.pair.remotecnt) == (values["localcnt"], values["remotecnt"])
     assert (block.resuid, block.offset, block.datasize) == (
@@ -202,7 +202,7 @@ def test_first_write_alone_gives_metadata_primary_degraded() -> None:
 def test_activemap_block() -> None:
     raw = vectors.load("activemap_ondisk_primary").raw
     assert len(raw) == activemap.ondisk_size((64 << 20) - 4096, 2 << 20, 512)
-    assert list(activemap.dirty_ranges(raw, 32)) == [range(0, 1)]
+    assert list(activemap.dirty_ranges(raw, 32)) == [range(1)]
     mine = bytearray(len(raw))
     activemap.set_bit(mine, 0)
     assert mine == raw
