@@ -5,10 +5,13 @@
  * - each slot taken is given back exactly once, with error[HAST_LOCAL] 0 or a positive errno: never after a
  *   short transfer, which is continued, nor with EINTR or EAGAIN, which are tried again;
  * - a FLUSH is complete when everything completed before it was taken is durable (fdatasync);
+ * - once an fdatasync has failed, every later FLUSH and durable MAP of this context fails with the same errno: the
+ *   kernel tells of lost pages only once, and what they held is not durable because a later call succeeds;
  * - a MAP bio with HAST_BIO_DURABLE is complete when it is written and durable;
  * - nothing outside [data_offset, data_offset + datasize) is written by READ, WRITE, DELETE, nothing outside the map by MAP:
  *   checked here again, whatever the ring says;
- * - a DELETE reads back as zeros afterwards or has failed.
+ * - a DELETE reads back as zeros afterwards or has failed. It never writes zeros where the component cannot do better
+ *   (only the unaligned ends on a device with large sectors): EOPNOTSUPP.
  */
 #ifndef HAST_DISK_H
 #define HAST_DISK_H
@@ -30,21 +33,28 @@ struct hast_disk_options {
 	int done_bell;			/* eventfd of the stage that takes the completions */
 	uint32_t done_stage;		/* enum hast_stage_id of that stage: its doorbell */
 	uint32_t engine;
-	uint32_t depth;			/* URING: entries; THREADS: threads */
+	uint32_t depth;			/* URING: bios under way at once; THREADS: threads; 1 to 4096 */
 	uint32_t align;			/* O_DIRECT alignment in bytes of offset and length, 1 without */
 	uint32_t follow;		/* 1: move to the processor of the stage that takes the completions */
 };
 
 struct hast_disk;
 
-/* Context, with its threads or io_uring set up. NULL and errno on failure (ENOSYS, EPERM: no io_uring here). */
+/*
+ * Context, with its threads or io_uring set up; descriptors stay the caller's. It belongs to the thread that made it.
+ * NULL and errno on failure (ENOSYS, EPERM, ENOMEM with URING: no io_uring here, take THREADS).
+ */
 struct hast_disk *hast_disk_new(void *arena, const struct hast_disk_options *options);
-/* Waits for what is under way, then frees. */
+/* Waits for what is under way and puts it into RING_DISK_DONE, then frees. What was not taken stays in RING_DISK. */
 void hast_disk_free(struct hast_disk *d);
-/* Runs until something has to be decided: enum hast_pump_result or -errno. */
+/* Runs until something has to be decided: enum hast_pump_result or -errno; -EINTR: a signal came, call again. */
 int hast_disk_pump(struct hast_disk *d);
 /* 1 when io_uring can be set up here. */
 int hast_disk_uring_works(void);
+/* 1 when the file or device lives in memory (tmpfs, ramfs, a RAM disk), 0 when not, or -errno. */
+int hast_disk_memory_backed(int fd);
+/* 1 when holes can be punched into this regular file, 0 when not, or -errno. Changes nothing. */
+int hast_disk_can_punch(int fd);
 /* cffi: end */
 
 #endif
