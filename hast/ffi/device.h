@@ -87,6 +87,7 @@ struct hast_port {
 	uint8_t want_write;		/* EPOLLOUT is wanted */
 	uint8_t paused;			/* EPOLLIN is not wanted */
 	uint8_t dead;			/* to be closed at the end of the turn */
+	uint8_t midway;			/* in the middle of a request: read on even while frozen */
 	uint32_t armed;			/* the epoll events it is registered for */
 	uint32_t slots;			/* held now */
 	uint32_t limit;			/* at most */
@@ -127,6 +128,10 @@ void hast_req_abort(struct hast_ggate *g, struct hast_req *req);
 /* ---- the stage: ggate.c ---- */
 
 struct hast_arena *hast_ggate_arena(struct hast_ggate *g);
+/* 1 while no new request may be taken; a port has its resume() called when that is over. */
+int hast_ggate_frozen(const struct hast_ggate *g);
+/* A counter of the NBD clients: those that hold a slot whose payload is not complete. */
+uint32_t *hast_ggate_filling(struct hast_ggate *g);
 /* Registers the port and its descriptor (non-blocking; the stage owns it from now on). 0 or -errno. */
 int hast_port_add(struct hast_ggate *g, struct hast_port *port);
 /* Something is queued for this port: flush() is called at the end of the turn. */

@@ -104,7 +104,7 @@ wanted(const struct hast_ggate *g, const struct hast_port *port)
 {
 	uint32_t events = 0;
 
-	if (!port->paused && !port->starved && !g->frozen)
+	if (!port->paused && !port->starved && (!g->frozen || port->midway))
 		events |= EPOLLIN;
 	if (port->want_write)
 		events |= EPOLLOUT;
@@ -363,8 +363,25 @@ void
 hast_ggate_freeze(struct hast_ggate *g, int on)
 {
 	g->frozen = (uint8_t)(on != 0);
-	for (struct hast_port *port = g->ports; port != NULL; port = port->next)
+	for (struct hast_port *port = g->ports; port != NULL; port = port->next) {
+		if (!on)
+			port_starve(g, port);	/* it may have requests that it has read already */
 		hast_port_rearm(g, port);
+	}
+	if (!on)
+		g->freed = 1;
+}
+
+int
+hast_ggate_frozen(const struct hast_ggate *g)
+{
+	return g->frozen;
+}
+
+uint32_t *
+hast_ggate_filling(struct hast_ggate *g)
+{
+	return &g->nbd_filling;
 }
 
 int

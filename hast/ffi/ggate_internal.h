@@ -31,6 +31,7 @@ struct hast_ggate {
 	uint32_t nbd_reqs;
 	uint32_t nbd_slots;
 	uint32_t nbd_slots_max;
+	uint32_t nbd_filling;		/* see hast_ggate_filling() */
 	uint32_t nreqs;
 	struct hast_req *stalled_head;
 	struct hast_req *stalled_tail;

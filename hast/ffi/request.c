@@ -342,6 +342,9 @@ part_answered(struct hast_ggate *g, uint32_t slot)
 		request_release(g, req, slot);
 	else if (req->error == 0 && req->first == slot && req->port != NULL && req->port->ops->data != NULL)
 		req->port->ops->data(g, req->port, req);
+	/* A request that has failed waits for no slot any more, and nobody else may be there to free one. */
+	if (req->error != 0 && req->stalled)
+		g->freed = 1;
 	progress(g, req);
 }
 
