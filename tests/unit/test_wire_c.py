@@ -32,7 +32,7 @@ from tests.unit.test_compression import DATA, STREAMS, noise
 COMPRESSIONS = ("none", "hole", "lzf")
 CHECKSUMS = ("none", "crc32", "sha256")
 PAGE = mmap.PAGESIZE
-ROOM = 16 * PAGE
+ROOM = 32 * PAGE
 REQUESTS = [n for n in vectors.names() if n.startswith(("delete", "flush", "keepalive", "read", "sync", "write"))
             and "reply" not in n]  # fmt: skip
 REPLIES = [n for n in vectors.names() if "reply" in n and not n.startswith(("ctl", "hs"))]
