@@ -97,16 +97,23 @@ class ControlRequest:
 
 @dataclass(frozen=True)
 class RoleEntry:
-    """One resource in the reply to a role request: its previous role, or an error and no role."""
+    """One resource in the reply to a role request: its previous role, or an error and no role.
+
+    error: ERROR_NO_ENTRY and so on, or a sysexits code when the role could not be taken; errmsg, which
+    FreeBSD's hastctl ignores, says why in one line.
+    """
 
     resource: str
     error: int = ERROR_NONE
     role: str = ""
+    errmsg: str = ""
 
     def add_to(self, nv: Nv, n: int) -> None:
         nv.add_string(f"resource{n}", self.resource)
         if self.error != ERROR_NONE:
             nv.add_int16(f"error{n}", self.error)
+            if self.errmsg:
+                nv.add_string(f"errmsg{n}", self.errmsg)
         elif self.role:
             nv.add_string(f"role{n}", self.role)
 
@@ -114,7 +121,8 @@ class RoleEntry:
     def from_nv(cls, nv: Nv, n: int) -> RoleEntry:
         error = nv.get_int16(f"error{n}", ERROR_NONE)
         role = "" if error else nv.get_string(f"role{n}", "")
-        return cls(nv.get_string(f"resource{n}"), error, role)
+        errmsg = nv.get_string(f"errmsg{n}", "") if error else ""
+        return cls(nv.get_string(f"resource{n}"), error, role, errmsg)
 
 
 @dataclass(frozen=True)
@@ -123,7 +131,8 @@ class StatusEntry:
 
     None means that the element is not there: all but `resource` when there is an error, everything from
     `status` on when no worker runs. dirty and extentsize in bytes, keepdirty in extents, stat_* count
-    requests since the worker began, *_queue_size count requests in that stage now.
+    requests since the worker began, *_queue_size count requests in that stage now. errmsg, which FreeBSD's
+    hastctl ignores, says in one line why a worker that should run has nothing to say.
     """
 
     resource: str
@@ -155,6 +164,7 @@ class StatusEntry:
     send_queue_size: int | None = None
     recv_queue_size: int | None = None
     done_queue_size: int | None = None
+    errmsg: str | None = None
 
     def add_to(self, nv: Nv, n: int) -> None:
         nv.add_string(f"resource{n}", self.resource)
@@ -183,7 +193,7 @@ class StatusEntry:
 STATUS_ELEMENTS = tuple(field.name for field in fields(StatusEntry))[2:]
 _STATUS_STRINGS = (
     "provname", "localpath", "remoteaddr", "sourceaddr", "replication", "checksum", "compression", "role",
-    "status",
+    "status", "errmsg",
 )  # fmt: skip
 # What is neither a string nor named here is a uint64.
 _STATUS_WRITERS = {"workerpid": Nv.add_int32, "extentsize": Nv.add_uint32, "keepdirty": Nv.add_uint32}
