@@ -36,7 +36,11 @@ hast_disk_can_punch(int fd)
 		return -errno;
 	/* Behind the end there is nothing to lose. */
 	behind = (st.st_size / PAGE + 2) * PAGE;
-	if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, behind, PAGE) == 0)
-		return 1;
-	return errno == EOPNOTSUPP || errno == ENOSYS || errno == ENODEV ? 0 : -errno;
+	while (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, behind, PAGE) == -1) {
+		if (errno == EINTR)
+			continue;
+		/* Anything else says that it cannot be done here, in words that differ between file systems. */
+		return errno == EIO || errno == EBADF ? -errno : 0;
+	}
+	return 1;
 }
