@@ -177,6 +177,8 @@ class StatusEntry:
                 nv.add_string(f"{name}{n}", value)
             elif value is not None:
                 _STATUS_WRITERS.get(name, Nv.add_uint64)(nv, f"{name}{n}", value)
+        if self.errmsg is not None:
+            nv.add_string(f"errmsg{n}", self.errmsg)
 
     @classmethod
     def from_nv(cls, nv: Nv, n: int) -> StatusEntry:
@@ -187,13 +189,16 @@ class StatusEntry:
         for name in STATUS_ELEMENTS:
             if f"{name}{n}" in nv:
                 values[name] = _STATUS_READERS.get(name, Nv.get_uint64)(nv, f"{name}{n}")
+        if f"errmsg{n}" in nv:
+            values["errmsg"] = nv.get_string(f"errmsg{n}")
         return cls(resource, error, **values)  # type: ignore[arg-type]
 
 
-STATUS_ELEMENTS = tuple(field.name for field in fields(StatusEntry))[2:]
+# Those of FreeBSD: not resource and error, which come first, and not errmsg, which is ours and comes last.
+STATUS_ELEMENTS = tuple(field.name for field in fields(StatusEntry))[2:-1]
 _STATUS_STRINGS = (
     "provname", "localpath", "remoteaddr", "sourceaddr", "replication", "checksum", "compression", "role",
-    "status", "errmsg",
+    "status",
 )  # fmt: skip
 # What is neither a string nor named here is a uint64.
 _STATUS_WRITERS = {"workerpid": Nv.add_int32, "extentsize": Nv.add_uint32, "keepdirty": Nv.add_uint32}

@@ -1,0 +1,331 @@
+"""Workers as main sees them, and the spawner that forks them. What to do with them is decided in supervisor.py.
+
+    main -> worker   {"cmd": "status", "id"}, {"cmd": "stop"}
+    worker -> main   {"event": "ready", "device": path or null, "nbd": path}
+                     {"event": "failed", "message", "exit_code"}: why it is about to end
+                     {"event": "status", "id", "status": {fields of control.StatusEntry}}
+                     {"event": "hook", "args": [event, resource, ...]}
+
+Invariants:
+- `Worker.ended` becomes done exactly once, after the process is gone and its last message was read.
+- A worker that does not do as it is told costs time, bounded by the seconds below, and never anything else.
+- When the spawner dies its workers die with it; both are seen, and a new spawner is started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hast import spawner
+from hast.channel import Channel, Message, close_all
+from hast.config import Resource
+from hast.errors import HastError, ProtocolError, TemporaryError
+from hast.stages.launch import ended as ending_in_words
+
+log = logging.getLogger(__name__)
+
+UP_SECONDS = 30.0  # for a spawner to be ready
+STATUS_SECONDS = 2.0  # for a worker to answer
+STOP_SECONDS = 22.0  # for a worker to end when asked, before it gets SIGTERM
+TERM_SECONDS = 3.0  # and then SIGKILL
+LAST_WORDS_SECONDS = 2.0  # for the channel of a process that is gone to reach its end
+RETRY_SECONDS = 1.0  # between attempts to start a spawner
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a worker ended: in words, its exit code (None: killed by a signal, or not known), what it said before."""
+
+    words: str
+    code: int | None
+    message: str = ""
+
+    @property
+    def temporary(self) -> bool:
+        """Whether starting it again may help."""
+        return self.code is None or self.code == os.EX_TEMPFAIL
+
+
+class Worker:
+    """One worker process. `pid` is 0 until it was forked; `ready` gets its message when it serves."""
+
+    def __init__(self, identity: int, resource: Resource, role: str, channel: Channel) -> None:
+        loop = asyncio.get_running_loop()
+        self.id = identity
+        self.resource = resource
+        self.role = role
+        self.channel = channel
+        self.pid = 0
+        self.ready: asyncio.Future[Message] = loop.create_future()
+        self.ended: asyncio.Future[Ending] = loop.create_future()
+        self.failure: tuple[str, int] | None = None  # message and exit code
+        self.started = loop.time()
+        self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._questions = 0
+
+    @property
+    def name(self) -> str:
+        return f"worker (pid {self.pid}, {self.role})"
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since its start."""
+        return asyncio.get_running_loop().time() - self.started
+
+    async def status(self) -> dict[str, Any] | None:
+        """What the worker says about itself, None when it does not answer in time."""
+        self._questions += 1
+        question = self._questions
+        answer = self._asked[question] = asyncio.get_running_loop().create_future()
+        try:
+            self.channel.send({"cmd": "status", "id": question})
+            await asyncio.wait({answer, self.ended}, timeout=STATUS_SECONDS, return_when="FIRST_COMPLETED")
+            return answer.result() if answer.done() else None
+        except HastError as error:
+            log.warning("%s: %s: %s", self.resource.name, self.name, error)
+            return None
+        finally:
+            del self._asked[question]
+
+    def take(self, message: Message) -> None:
+        """A message of the worker about itself."""
+        event = message.get("event")
+        if event == "ready" and not self.ready.done():
+            self.ready.set_result(message)
+        elif event == "failed":
+            self.failure = (str(message.get("message", "")), int(message.get("exit_code", os.EX_SOFTWARE)))
+        elif event == "status":
+            answer = self._asked.get(message.get("id", 0))
+            if answer is not None and not answer.done() and isinstance(message.get("status"), dict):
+                answer.set_result(message["status"])
+        else:
+            log.warning("%s: %s sent what is not known here: %s", self.resource.name, self.name, event)
+
+    def end(self, words: str, code: int | None) -> None:
+        """It is gone."""
+        if not self.ended.done():
+            self.ended.set_result(Ending(words, code, self.failure[0] if self.failure else ""))
+
+
+class Workforce:
+    """The spawner and all workers. `on_hook` is called with a resource and the arguments for its hook."""
+
+    def __init__(
+        self, rundir: Path, lock: int, foreground: bool, debug: int, on_hook: Callable[[Resource, list[str]], None]
+    ) -> None:
+        self.rundir = rundir
+        self._lock = lock
+        self._foreground = foreground
+        self._debug = debug
+        self._on_hook = on_hook
+        self._workers: dict[int, Worker] = {}
+        self._listeners: dict[int, asyncio.Task[None]] = {}
+        self._spawned = 0
+        self._channel: Channel | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._up = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start the spawner and wait until it is ready. Raises HastError."""
+        self._begin()
+        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+        waiting = asyncio.ensure_future(self._up.wait())
+        await asyncio.wait({waiting, self._keeper}, timeout=UP_SECONDS, return_when="FIRST_COMPLETED")
+        if not self._up.is_set():
+            waiting.cancel()
+            await self.close()
+            raise TemporaryError("the spawner ended, or was not ready in time, while hastd started")
+
+    async def wait_ready(self) -> None:
+        """Wait until workers can be spawned. Raises TemporaryError when that takes too long."""
+        try:
+            async with asyncio.timeout(UP_SECONDS):
+                await self._up.wait()
+        except TimeoutError:
+            raise TemporaryError("no worker can be started: hastd's spawner does not run") from None
+
+    def spawn(self, resource: Resource, role: str) -> Worker:
+        """Have a worker started; whether that worked is told by its `ready` and `ended`. Raises HastError."""
+        if self._channel is None:
+            raise TemporaryError(f"{resource.name}: no worker can be started: hastd's spawner does not run")
+        ours, theirs = Channel.pair(f"worker of {resource.name}")
+        self._spawned += 1
+        worker = Worker(self._spawned, resource, role, ours)
+        request = {"cmd": "spawn", "id": worker.id, "resource": spawner.resource_to_dict(resource), "role": role}
+        try:
+            self._channel.send(request, [theirs.fileno()])
+        except HastError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._workers[worker.id] = worker
+        self._listeners[worker.id] = asyncio.get_running_loop().create_task(self._listen(worker))
+        return worker
+
+    async def stop(self, worker: Worker) -> Ending:
+        """End a worker: ask it, then SIGTERM, then SIGKILL. Returns when it is gone."""
+        try:
+            worker.channel.send({"cmd": "stop"})
+        except HastError as error:  # it hangs, or is ending already
+            log.debug("%s: %s cannot be asked to end: %s", worker.resource.name, worker.name, error)
+        await asyncio.wait({worker.ended}, timeout=STOP_SECONDS)
+        if not worker.ended.done():
+            log.warning("%s: %s does not end, sending SIGTERM", worker.resource.name, worker.name)
+            self._kill(worker, signal.SIGTERM)
+            await asyncio.wait({worker.ended}, timeout=TERM_SECONDS)
+        if not worker.ended.done():
+            log.error("%s: %s does not end, killing it", worker.resource.name, worker.name)
+            self._kill(worker, signal.SIGKILL)
+        return await asyncio.shield(worker.ended)
+
+    def _kill(self, worker: Worker, number: int) -> None:
+        """Have the spawner signal a worker; when the spawner is gone, so is the worker."""
+        if self._channel is not None:
+            try:
+                self._channel.send({"cmd": "kill", "id": worker.id, "signal": number})
+            except HastError as error:
+                log.error("%s", error)
+
+    async def close(self) -> None:
+        """End the spawner and with it all workers that there still are."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait({self._keeper})
+        if self._channel is not None:
+            self._channel.close()  # this is what tells the spawner to end
+            self._channel = None
+        if self._process is not None:
+            await _collect(self._process, spawner.LAST_SECONDS + TERM_SECONDS)
+            self._process = None
+        for worker in list(self._workers.values()):
+            self._gone(worker, "ended with hastd", None)
+
+    # The spawner.
+
+    def _begin(self) -> None:
+        self._channel, self._process = spawner.start(self.rundir, self._lock, self._foreground, self._debug)
+
+    async def _keep(self) -> None:
+        """Hear the spawner; when it dies, start another one. At start, its death ends this instead."""
+        while True:
+            await self._hear()
+            if not self._up.is_set():
+                return
+            self._up.clear()
+            await self._lost()
+            while self._channel is None:
+                await asyncio.sleep(RETRY_SECONDS)
+                try:
+                    self._begin()
+                except HastError as error:
+                    log.error("%s; trying again", error)
+
+    async def _hear(self) -> None:
+        """The spawner's messages, until it is gone."""
+        assert self._channel is not None
+        while True:
+            try:
+                received = await self._channel.arecv()
+            except ProtocolError as error:
+                log.error("%s", error)
+                continue
+            except HastError as error:
+                log.error("%s", error)
+                return
+            if received is None:
+                return
+            message, fds = received
+            close_all(fds)
+            self._spawner_event(message)
+
+    def _spawner_event(self, message: Message) -> None:
+        event = message.get("event")
+        if event == "up":
+            self._up.set()
+            return
+        worker = self._workers.get(message.get("id", 0))
+        if worker is None:
+            return
+        if event == "spawned":
+            worker.pid = message["pid"]
+            log.debug("%s: %s started", worker.resource.name, worker.name)
+        elif event == "failed":
+            worker.failure = (message["message"], os.EX_TEMPFAIL)
+            self._gone(worker, "could not be started", os.EX_TEMPFAIL)
+        elif event == "exited":
+            status = message["status"]
+            code = None if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
+            asyncio.get_running_loop().create_task(self._exited(worker, ending_in_words(status), code))
+
+    async def _exited(self, worker: Worker, words: str, code: int | None) -> None:
+        """Its last messages are read before its end is told."""
+        await asyncio.wait({self._listeners[worker.id]}, timeout=LAST_WORDS_SECONDS)
+        self._gone(worker, words, code)
+
+    async def _lost(self) -> None:
+        """The spawner is gone: its workers were killed with it, or see that main hangs up."""
+        assert self._channel is not None and self._process is not None
+        self._channel.close()
+        self._channel = None
+        status = await _collect(self._process, TERM_SECONDS)
+        log.error("the spawner ended (status %s), and the workers with it; starting another one", status)
+        listeners = list(self._listeners.values())
+        if listeners:
+            await asyncio.wait(listeners, timeout=TERM_SECONDS)
+        for worker in list(self._workers.values()):
+            self._gone(worker, "was killed with the spawner", None)
+
+    # Workers.
+
+    async def _listen(self, worker: Worker) -> None:
+        """A worker's messages, until it is gone."""
+        while True:
+            try:
+                received = await worker.channel.arecv()
+                if received is None:
+                    return
+                message, fds = received
+                close_all(fds)
+                self._take(worker, message)
+            except (ProtocolError, ValueError, TypeError, KeyError) as error:
+                log.error("%s: %s sent a bad message: %s", worker.resource.name, worker.name, error)
+            except HastError as error:
+                log.error("%s: %s: %s", worker.resource.name, worker.name, error)
+                return
+            await asyncio.sleep(0)  # a worker that never stops talking must not stop everything else
+
+    def _take(self, worker: Worker, message: Message) -> None:
+        if message.get("event") == "hook":
+            self._on_hook(worker.resource, [str(arg) for arg in message["args"]])
+        else:
+            worker.take(message)
+
+    def _gone(self, worker: Worker, words: str, code: int | None) -> None:
+        self._workers.pop(worker.id, None)
+        listener = self._listeners.pop(worker.id, None)
+        if listener is not None:
+            listener.cancel()
+            # Not before: the event loop still watches the descriptor, whose number is free once it is closed.
+            listener.add_done_callback(lambda _: worker.channel.close())
+        worker.end(words, code)
+
+
+async def _collect(process: subprocess.Popen[bytes], seconds: float) -> int:
+    """Wait for a process of ours to end, kill it when the time is over; its return code."""
+    loop = asyncio.get_running_loop()
+    waiting = loop.run_in_executor(None, process.wait)
+    await asyncio.wait({waiting}, timeout=seconds)
+    if not waiting.done():
+        log.error("the spawner does not end, killing it")
+        process.kill()
+    return await waiting
