@@ -33,7 +33,8 @@ geometry_ok(const struct hast_geometry *g)
 	extents = (g->datasize + g->extentsize - 1) / g->extentsize;
 	if ((extents + 7) / 8 > g->mapsize)
 		return 0;
-	if (g->data_offset < (uint64_t)HAST_MAP_OFFSET + g->mapsize || g->data_offset % HAST_SECTOR != 0)
+	if (g->data_offset < (uint64_t)HAST_MAP_OFFSET + g->mapsize || g->data_offset % HAST_SECTOR != 0 ||
+	    g->data_offset > (uint64_t)1 << 60)
 		return 0;
 	if (g->slab_size < HAST_MAP_BLOCK || g->slab_size % 4096 != 0 || g->slab_size > 64u << 20)
 		return 0;
@@ -61,7 +62,7 @@ layout(struct hast_arena *a, const struct hast_geometry *g)
 	const uint64_t size[] = { (uint64_t)a->nslots * sizeof(struct hast_bio), sizeof(struct hast_seq),
 	    (uint64_t)a->nslots * sizeof(uint32_t), hast_ring_size(a->ring_entries),
 	    ((uint64_t)g->keepdirty + 1) * sizeof(struct hast_keep), a->nextents * sizeof(struct hast_extent),
-	    g->mapsize, g->mapsize, g->mapsize, (g->mapsize + HAST_MAP_BLOCK - 1) / HAST_MAP_BLOCK };
+	    g->mapsize, g->mapsize, g->mapsize, ((uint64_t)g->mapsize + HAST_MAP_BLOCK - 1) / HAST_MAP_BLOCK };
 
 	for (size_t i = 0; i < sizeof(size) / sizeof(size[0]); i++) {
 		*offset[i] = at;
@@ -111,10 +112,29 @@ int
 hast_arena_check(const void *base, uint64_t size)
 {
 	const struct hast_arena *a = base;
+	struct hast_arena want;
 
-	if (size < sizeof(*a) || __atomic_load_n(&a->magic, __ATOMIC_ACQUIRE) != HAST_ARENA_MAGIC)
+	if ((uintptr_t)base % 4096 != 0 || size < sizeof(*a))
 		return -EINVAL;
-	return a->version == HAST_ARENA_VERSION && a->size == size ? 0 : -EINVAL;
+	if (__atomic_load_n(&a->magic, __ATOMIC_ACQUIRE) != HAST_ARENA_MAGIC || a->version != HAST_ARENA_VERSION)
+		return -EINVAL;
+	/* All that is used as an offset follows from the geometry: it is compared, not trusted. */
+	memset(&want, 0, sizeof(want));
+	want.magic = HAST_ARENA_MAGIC;
+	want.version = HAST_ARENA_VERSION;
+	want.geo = a->geo;
+	if (!geometry_ok(&want.geo))
+		return -EINVAL;
+	layout(&want, &want.geo);
+	if (want.size != size || memcmp(a, &want, offsetof(struct hast_arena, pad)) != 0)
+		return -EINVAL;
+	for (int i = 0; i < HAST_RINGS; i++) {
+		const struct hast_ring *ring = (const void *)((const char *)base + want.ring_off[i]);
+
+		if (ring->mask != want.ring_entries - 1)
+			return -EINVAL;
+	}
+	return 0;
 }
 
 struct hast_bio *

@@ -10,7 +10,9 @@
  *   call hast_doorbell_force() before anything else.
  *
  * Two ways to wait: on the futex word, where rings are all that is waited for, or in epoll, poll or
- * io_uring on an eventfd, where descriptors are waited for too. efd is -1 for the futex kind.
+ * io_uring on an eventfd, where descriptors are waited for too. efd is -1 for the futex kind; an eventfd has to be
+ * non-blocking, or a drain that comes before the wake-up would hang. With it the consumer cancels, drains, and
+ * only then looks at its rings.
  */
 #ifndef HAST_DOORBELL_H
 #define HAST_DOORBELL_H

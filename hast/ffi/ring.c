@@ -52,5 +52,10 @@ hast_ring_pop_some(struct hast_ring *ring, uint32_t *to, uint32_t n)
 uint32_t
 hast_ring_used(const struct hast_ring *ring)
 {
-	return __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE) - __atomic_load_n(&ring->head, __ATOMIC_ACQUIRE);
+	uint32_t size = ring->mask + 1;
+	/* The head first: one that ran past an older tail would make the difference wrap. */
+	uint32_t head = __atomic_load_n(&ring->head, __ATOMIC_ACQUIRE);
+	uint32_t used = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE) - head;
+
+	return used > size ? size : used;
 }

@@ -37,6 +37,7 @@ void hast_ring_init(struct hast_ring *ring, uint32_t entries);
 /* The same operations for those who are not inlined: Python, tests. -1 when the ring is corrupt. */
 int hast_ring_push_some(struct hast_ring *ring, const uint32_t *from, uint32_t n);
 int hast_ring_pop_some(struct hast_ring *ring, uint32_t *to, uint32_t n);
+/* For those who look from outside: never above the size of the ring, also while both sides are moving. */
 uint32_t hast_ring_used(const struct hast_ring *ring);
 /* cffi: end */
 
@@ -54,7 +55,7 @@ hast_ring_room(struct hast_ring *ring, uint32_t want)
 	return used > size ? 0 : size - used;
 }
 
-/* 1 when pushed, 0 when full. */
+/* 1 when pushed, 0 when full or when the consumer left nonsense (hast_ring_push_some() then says -1). */
 static inline int
 hast_ring_push(struct hast_ring *ring, uint32_t value)
 {
