@@ -107,7 +107,8 @@ void hast_req_start(struct hast_ggate *g, struct hast_req *req);
    starved. The payload goes to hast_part_data(), at most slab_size bytes. */
 uint32_t hast_part_claim(struct hast_ggate *g, struct hast_req *req);
 void *hast_part_data(struct hast_ggate *g, uint32_t slot);
-/* The part has its length bytes (a multiple of 512): off it goes. After the last one the request finishes by itself. */
+/* The part has its length bytes (a multiple of 512): off it goes. After the last one the request finishes by itself.
+   Also for all parts of a READ at once, by a device that has claimed the slots for them and does not call hast_req_start(). */
 void hast_part_submit(struct hast_ggate *g, struct hast_req *req, uint32_t slot, uint64_t length);
 /* A claimed part that is not going to be submitted (the client left in the middle of its payload). */
 void hast_part_drop(struct hast_ggate *g, struct hast_req *req, uint32_t slot);

@@ -1,4 +1,4 @@
-/* What request.c and ggate.c share. */
+/* What request.c, ggate.c and fuse.c share. */
 #ifndef HAST_GGATE_INTERNAL_H
 #define HAST_GGATE_INTERNAL_H
 

@@ -286,7 +286,7 @@ hast_req_start(struct hast_ggate *g, struct hast_req *req)
 void
 hast_part_submit(struct hast_ggate *g, struct hast_req *req, uint32_t slot, uint64_t length)
 {
-	submit_part(g, req, slot, HAST_CMD_WRITE, length);
+	submit_part(g, req, slot, req->cmd, length);
 	conclude(g, req);
 }
 
