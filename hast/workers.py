@@ -21,13 +21,13 @@ import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hast import spawner
 from hast.channel import Channel, Message, close_all
 from hast.config import Resource
 from hast.errors import HastError, ProtocolError, TemporaryError
+from hast.rundir import RunDirectory
 from hast.stages.launch import ended as ending_in_words
 
 log = logging.getLogger(__name__)
@@ -119,10 +119,13 @@ class Workforce:
     """The spawner and all workers. `on_hook` is called with a resource and the arguments for its hook."""
 
     def __init__(
-        self, rundir: Path, lock: int, foreground: bool, debug: int, on_hook: Callable[[Resource, list[str]], None]
+        self,
+        rundir: RunDirectory,
+        foreground: bool,
+        debug: int,
+        on_hook: Callable[[Resource, list[str]], None],
     ) -> None:
-        self.rundir = rundir
-        self._lock = lock
+        self._rundir = rundir
         self._foreground = foreground
         self._debug = debug
         self._on_hook = on_hook
@@ -213,7 +216,9 @@ class Workforce:
     # The spawner.
 
     def _begin(self) -> None:
-        self._channel, self._process = spawner.start(self.rundir, self._lock, self._foreground, self._debug)
+        self._channel, self._process = spawner.start(
+            self._rundir.path, self._rundir.lock, self._foreground, self._debug
+        )
 
     async def _keep(self) -> None:
         """Hear the spawner; when it dies, start another one. At start, its death ends this instead."""
