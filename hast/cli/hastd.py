@@ -31,9 +31,9 @@ def parse_options(arguments: list[str]) -> Options:
     try:
         given, rest = getopt.getopt(arguments, "c:dFhP:")
     except getopt.GetoptError as error:
-        raise UsageError(f"{error.msg}; {USAGE}") from None
+        raise UsageError(f"{error.msg} ({USAGE})") from None
     if rest:
-        raise UsageError(f"it takes no argument: {rest[0]}; {USAGE}")
+        raise UsageError(f"unexpected argument '{rest[0]}' ({USAGE})")
     values = dict(given)
     pidfile = values.get("-P")
     return Options(
