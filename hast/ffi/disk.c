@@ -360,7 +360,9 @@ hast_disk_free(struct hast_disk *d)
 	/* The control socket may be at its end: it would keep the wait from waiting. */
 	d->opt.control = -1;
 	while (d->inflight > 0 && (error == 0 || error == -EINTR)) {
+		hast_doorbell_announce(d->bell);
 		error = d->engine->wait(d, d->ready.head == NULL);
+		hast_doorbell_cancel(d->bell);
 		d->engine->reap(d);
 	}
 	(void)publish(d);

@@ -113,6 +113,20 @@ threads_start(struct hast_disk *d, struct disk_op *op)
 	(void)pthread_mutex_unlock(&pool->lock);
 }
 
+/* The threads ring the doorbell, as the sequencer does: so what they finished before it was announced is looked for now. */
+static int
+threads_wait(struct hast_disk *d, int block)
+{
+	struct pool *pool = d->state;
+
+	if (block) {
+		(void)pthread_mutex_lock(&pool->lock);
+		block = pool->finished.head == NULL;
+		(void)pthread_mutex_unlock(&pool->lock);
+	}
+	return disk_poll(d, block);
+}
+
 static void
 threads_reap(struct hast_disk *d)
 {
@@ -132,6 +146,6 @@ const struct disk_engine disk_threads = {
 	.open = threads_open,
 	.close = threads_close,
 	.start = threads_start,
-	.wait = disk_poll,
+	.wait = threads_wait,
 	.reap = threads_reap,
 };
