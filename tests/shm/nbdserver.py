@@ -112,26 +112,34 @@ def ggate(arena: Any, bells: list[int], control: socket.socket) -> None:
         if result == lib.HAST_PUMP_EVENT:
             seq.events = 0
             lib.hast_seq_grant_degraded(arena)
-        elif result == lib.HAST_PUMP_CONTROL:
-            data, fds, _, _ = socket.recv_fds(control, 4096, 1)
-            if not data:
+        elif result in (lib.HAST_PUMP_CONTROL, lib.HAST_PUMP_QUIET):
+            # Quiet: frozen and nothing under way, so that there is nothing to do but to wait for the word.
+            if not obey(pump, seq, control):
                 return
-            message = json.loads(data)
-            if message["cmd"] == "nbd":
-                lib.hast_nbd_add(pump, fds[0], message["flags"])
-            elif message["cmd"] == "freeze":
-                lib.hast_ggate_freeze(pump, message["on"])
-            elif message["cmd"] == "facts":
-                facts = {
-                    "clients": lib.hast_ggate_clients(pump),
-                    "quiet": lib.hast_ggate_quiet(pump),
-                    "free": seq.nfree,
-                    "inuse": seq.inuse,
-                }
-                control.send(json.dumps(facts).encode())
-        elif result != lib.HAST_PUMP_QUIET:
+        else:
             print(f"ggate: {result}", file=sys.stderr)
             return
+
+
+def obey(pump: Any, seq: Any, control: socket.socket) -> bool:
+    """Carry out one message; False at the end."""
+    data, fds, _, _ = socket.recv_fds(control, 4096, 1)
+    if not data:
+        return False
+    message = json.loads(data)
+    if message["cmd"] == "nbd":
+        lib.hast_nbd_add(pump, fds[0], message["flags"])
+    elif message["cmd"] == "freeze":
+        lib.hast_ggate_freeze(pump, message["on"])
+    elif message["cmd"] == "facts":
+        facts = {
+            "clients": lib.hast_ggate_clients(pump),
+            "quiet": lib.hast_ggate_quiet(pump),
+            "free": seq.nfree,
+            "inuse": seq.inuse,
+        }
+        control.send(json.dumps(facts).encode())
+    return True
 
 
 async def serve(path: Path, settings: dict[str, Any], control: socket.socket) -> None:
