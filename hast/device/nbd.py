@@ -272,9 +272,7 @@ class NbdNegotiation:
         export = self.export
         infos = [
             struct.pack(">HQH", Info.EXPORT, export.size, export.flags(self._structured)),
-            struct.pack(
-                ">HIII", Info.BLOCK_SIZE, export.min_block, export.preferred_block, export.max_block
-            ),
+            struct.pack(">HIII", Info.BLOCK_SIZE, export.min_block, export.preferred_block, export.max_block),
         ]
         if Info.NAME in wanted:
             infos.append(struct.pack(">H", Info.NAME) + export.name.encode())

@@ -145,9 +145,7 @@ def test_any_length_comes_back(start: Callable[..., Server], structured: bool, g
 
 @KINDS
 @GEOMETRIES
-def test_many_requests_in_one_breath(
-    start: Callable[..., Server], structured: bool, geometry: dict[str, int]
-) -> None:
+def test_many_requests_in_one_breath(start: Callable[..., Server], structured: bool, geometry: dict[str, int]) -> None:
     """Requests of all lengths follow each other without a pause and come in pieces of any length."""
     server = start(**geometry)
     rng = random.Random(structured * 10 + len(geometry))
@@ -516,9 +514,7 @@ def test_four_connections_see_one_disk(start: Callable[..., Server], engine: str
     assert server.component.read_bytes()[DATA_OFFSET : DATA_OFFSET + len(image)] == image
 
 
-def step(
-    client: RawClient, rng: random.Random, image: bytearray, offset: int, length: int
-) -> tuple[int, bytes | None]:
+def step(client: RawClient, rng: random.Random, image: bytearray, offset: int, length: int) -> tuple[int, bytes | None]:
     """Start one random request; its cookie, and what a read must bring."""
     end = offset + length
     match rng.choice(("read", "write", "write", "zero", "trim")):
