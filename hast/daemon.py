@@ -10,8 +10,6 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
 import logging
 import os
 import signal
@@ -153,10 +151,11 @@ class Daemon:
 
 def clean_stale_devices(rundir: RunDirectory, provnames: list[str]) -> None:
     """Remove mounts, loop devices and links in /dev/hast that a killed hastd left."""
-    if importlib.util.find_spec("hast.device.fuse") is None:
-        return
+    from hast.device.fuse import cleanup_stale
+
     try:
-        importlib.import_module("hast.device.fuse").cleanup_stale(rundir.path, provnames)
+        for name in cleanup_stale(rundir.path, provnames):
+            log.error("%s: its device is still served by a process of the last hastd: end that process", name)
     except HastError as error:
         log.error("%s", error)
 
