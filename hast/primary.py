@@ -74,7 +74,9 @@ class Primary:
         await self.pipeline.start(self._read_map(), self._degraded_granted())
         self.listener = NbdListener(
             self.rundir / f"{resource.name}.sock",
-            NbdExport(resource.name, self.metadata.datasize, can_trim=self.component.can_delete),
+            NbdExport(
+                resource.name, self.metadata.datasize, f"hast resource {resource.name}", self.component.can_delete
+            ),
             self._nbd_client,
         )
         await self.listener.start()

@@ -63,7 +63,8 @@ class Worker:
         """Wait for the end: wanted (0), or because the resource cannot be served any more."""
         stop = asyncio.create_task(self.stop.wait())
         failed = self.primary.failed
-        await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
+        waited: set[asyncio.Future[Any]] = {stop, failed}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
         if not failed.done():
             return os.EX_OK
@@ -77,6 +78,9 @@ class Worker:
         while not self.stop.is_set():
             try:
                 received = await self.channel.arecv()
+            except ChannelClosedError:
+                self.stop.set()
+                return
             except HastError as error:
                 log.error("%s", error)
                 continue

@@ -73,7 +73,7 @@ def hast(directory: Path, memory: Path) -> Iterator[str]:
     component = memory / "hast.img"
     config = directory / "hast.conf"
     config.write_text(
-        f"control {directory}/ctl\npidfile {directory}/pid\nlisten tcp4://127.0.0.1:0\nrundir {directory}/run\n"
+        f"control {directory}/ctl\npidfile {directory}/pid\nlisten tcp4://127.0.0.1:8457\nrundir {directory}/run\n"
         f"resource perf {{\n device nbd\n on perf {{\n local {component}\n remote none\n }}\n}}\n"
     )
     env = {**os.environ, "HAST_NODE": "perf"}

@@ -62,8 +62,6 @@ class Ggate:
 
     def tell(self) -> None:
         """Report what has come about while the pump ran."""
-        if not self.fuse_told and lib.hast_fuse_ready(self.pump):
-                self.context.control.send({"event": "fuse"})
         bits = self.seq.events
         if bits:
             self.seq.events = 0
@@ -94,7 +92,7 @@ class Ggate:
 def run(context: StageContext) -> int:
     """Serve until told to stop or until it cannot go on; the exit code."""
     if context.serves_device:
-        protect.protect(context.resource)
+        protect.protect(context.resource, context.arena)
     stage = Ggate(context)
     context.control.send({"event": "up"})
     while True:

@@ -131,6 +131,8 @@ def close_except(keep: set[int]) -> None:
     """Close every descriptor that is not in `keep`."""
     low = 0
     for fd in sorted(keep):
-        os.closerange(low, fd)
+        # An empty range that starts at 0 must not get there: os.closerange(0, 0) closes everything on Linux.
+        if low < fd:
+            os.closerange(low, fd)
         low = fd + 1
     os.closerange(low, os.sysconf("SC_OPEN_MAX"))
