@@ -89,7 +89,12 @@ class RunDirectory:
     def _remove_sockets(self) -> None:
         """Sockets that nobody serves any more, because nobody but us is here."""
         for entry in self.path.iterdir():
-            if entry.is_socket():
+            # Not is_socket(): a dead FUSE mount, which is taken away later, cannot be asked what it is.
+            try:
+                is_socket = stat.S_ISSOCK(entry.lstat().st_mode)
+            except OSError:
+                continue
+            if is_socket:
                 log.debug("removing %s, which the last hastd left", entry)
                 entry.unlink(missing_ok=True)
 
