@@ -11,10 +11,14 @@ Invariants:
   by main, and not a fork of main: main can start another one when it has died.
 - A worker has its own channel, the lock of the run directory, 0, 1 and 2, and no other descriptor.
 - Workers do not outlive it; it does not outlive main: end of file on its channel ends all workers.
+- The end of a worker is reported when its stages are gone too (if that does not take too long), so that they
+  no longer lock the component when the worker is started again. It adopts those of a worker that was killed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import logging
 import os
@@ -37,6 +41,9 @@ log = logging.getLogger(__name__)
 
 TITLE = "hastd: spawner"
 LAST_SECONDS = 25.0  # for workers to end when main is gone, before they are killed
+ORPHAN_SECONDS = 2.0  # for the stages of a worker that was killed to be gone as well
+ORPHAN_POLL_SECONDS = 0.02
+PR_SET_CHILD_SUBREAPER = 36
 
 WorkerMain = Callable[[Channel, Resource, str, Path], int]
 
@@ -104,6 +111,7 @@ def main(settings: dict[str, Any]) -> None:
     log_setup.setup(settings["foreground"], settings["debug"])
     if not settings["foreground"]:
         log_setup.to_null()
+    _adopt_orphans()
     channel = Channel.from_fd(settings["channel"], "spawner")
     os.set_inheritable(channel.fileno(), False)
     os.set_inheritable(settings["lock"], False)
@@ -121,25 +129,29 @@ class Spawner:
         self.lock = lock
         self.run = run
         self.workers: dict[int, Child] = {}  # by id
+        self.ended: list[tuple[float, Message]] = []  # reports that wait for orphans, with their deadlines
+        self.wakeup, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # only there to write to the pipe
 
     def serve(self) -> None:
         """Fork workers on request, until main is gone and all workers have ended."""
         self._tell({"event": "up"})
-        while self._wait(None):
+        while not self.channel.closed:
+            self._wait(ORPHAN_POLL_SECONDS if self.ended else None)
             self._receive()
             self._reap()
-            if self.channel.closed:
-                break
         self._end_all()
 
-    def _wait(self, timeout: float | None) -> bool:
-        """Wait until main has said something or a worker has ended; False when neither came in time."""
+    def _wait(self, timeout: float | None) -> None:
+        """Wait until main has said something or a child has ended, or the time (in seconds) is over."""
         poll = select.poll()
+        poll.register(self.wakeup, select.POLLIN)
         if not self.channel.closed:
             poll.register(self.channel, select.POLLIN)
-        for child in self.workers.values():
-            poll.register(child.pidfd, select.POLLIN)
-        return bool(poll.poll(None if timeout is None else timeout * 1000))
+        if poll.poll(None if timeout is None else timeout * 1000):
+            with contextlib.suppress(BlockingIOError):
+                os.read(self.wakeup, 4096)
 
     def _receive(self) -> None:
         """Carry out one message of main, if there is one. Closes the channel when main is gone."""
@@ -196,25 +208,64 @@ class Spawner:
             os.kill(child.pid, number)
 
     def _reap(self) -> None:
-        """Report the workers that have ended."""
-        for identity, child in list(self.workers.items()):
-            if os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+        """Collect children that have ended, and report the workers among them."""
+        pids = {child.pid: identity for identity, child in self.workers.items()}
+        while (pid := _next_dead()) is not None:
+            if pid in pids:
+                identity = pids[pid]
+                child = self.workers.pop(identity)
                 child.reap()
-                del self.workers[identity]
-                self._tell({"event": "exited", "id": identity, "pid": child.pid, "status": child.status})
+                report = {"event": "exited", "id": identity, "pid": pid, "status": child.status}
+                self.ended.append((time.monotonic() + ORPHAN_SECONDS, report))
+            else:
+                os.waitpid(pid, 0)
+        if self.ended and not _living_children() - {child.pid for child in self.workers.values()}:
+            self._report(len(self.ended))
+        self._report(sum(deadline <= time.monotonic() for deadline, _ in self.ended))
+
+    def _report(self, number: int) -> None:
+        """Tell main about the first so many workers that have ended."""
+        for _, report in self.ended[:number]:
+            self._tell(report)
+        del self.ended[:number]
 
     def _end_all(self) -> None:
         """Main is gone: the workers see that as well; those that do not end in time are killed."""
-        for identity in list(self.workers):
+        for identity in self.workers:
             self._kill(identity, signal.SIGTERM)
         deadline = time.monotonic() + LAST_SECONDS
-        while self.workers and self._wait(max(deadline - time.monotonic(), 0)):
+        while self.workers and time.monotonic() < deadline:
+            self._wait(deadline - time.monotonic())
             self._reap()
-        for identity in list(self.workers):
+        for identity in self.workers:
             log.error("spawner: killing a worker that does not end")
             self._kill(identity, signal.SIGKILL)
-        while self.workers and self._wait(None):
+        while self.workers:
+            self._wait(None)
             self._reap()
+
+
+def _next_dead() -> int | None:
+    """A child that has ended and was not collected yet."""
+    try:
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return found.si_pid if found is not None else None
+
+
+def _living_children() -> set[int]:
+    """All children, orphans that were adopted among them. Empty where the kernel does not tell."""
+    try:
+        return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+    except OSError:
+        return set()
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of processes whose parents, workers, were killed: they must not be lost sight of."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        log.warning("spawner: stages of a worker that is killed cannot be watched")
 
 
 def run_worker(run: WorkerMain, channel: Channel, resource: Resource, role: str, rundir: Path) -> int:

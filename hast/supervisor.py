@@ -104,7 +104,7 @@ class Supervisor:
                 worker = await self._start_worker(role)
                 self._keeper = asyncio.get_running_loop().create_task(self._keep(worker, role))
         except HastError as error:
-            log.error("%s", error)
+            self._log_unless_said(error)
             self._enter(Role.INIT)
             return RoleEntry(self.name, error.exit_code, errmsg=str(error))
         self._enter(role)
@@ -162,10 +162,15 @@ class Supervisor:
     def _ended(self, worker: Worker, ending: Ending) -> None:
         """Say how it ended. An end with code 0 was asked for."""
         self._worker = None
-        why = f": {ending.message}" if ending.message else ""
+        why = f": {ending.message.removeprefix(f'{self.name}: ')}" if ending.message else ""
         level = logging.INFO if ending.code == os.EX_OK else logging.ERROR
         log.log(level, "%s: %s %s%s", self.name, worker.name, ending.words, why)
         self._on_event(self.name, "worker", state="ended", pid=worker.pid, how=ending.words)
+
+    @staticmethod
+    def _log_unless_said(error: HastError) -> None:
+        if not isinstance(error, WorkerEndedError):  # that was said when it ended
+            log.error("%s", error)
 
     async def _keep(self, worker: Worker, role: Role) -> None:
         """Start the worker again when it dies, as long as that makes sense; else the role is init."""
@@ -192,7 +197,7 @@ class Supervisor:
             try:
                 worker = await self._start_worker(role)
             except HastError as error:
-                log.error("%s", error)
+                self._log_unless_said(error)
                 if not (isinstance(error, TemporaryError) or getattr(error, "temporary", False)):
                     log.error("%s: %s cannot be started again, the role is init now", self.name, role.text)
                     return None
