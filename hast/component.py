@@ -15,6 +15,7 @@ import mmap
 import os
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ lib = _hast.lib
 BLKSSZGET = 0x1268
 MAX_KEEPDIRTY = 1 << 24  # extents: what an arena takes
 CHUNK = 1 << 20  # bytes written at once where a map is cleared
+RETRY = 0.02  # seconds
 PLACE = "check 'local' in hast.conf"
 
 
@@ -137,13 +139,27 @@ def _io(component: Component, what: str) -> Iterator[None]:
 # ---- opening ----
 
 
-def open_component(resource: str, path: str, directio: str = "auto", write: bool = True) -> Component:
+def open_component(
+    resource: str, path: str, directio: str = "auto", write: bool = True, wait: float = 0.0
+) -> Component:
     """Open, lock and examine the component of a resource.
 
     directio: "on", "off" or "auto" (block devices, and files whose file system takes direct I/O in 512-byte sectors).
-    write=False only looks: no lock, no direct I/O, so it works beside a running hastd. Raises NoInputError,
-    PermissionDeniedError, TemporaryError (in use), DiskError, SystemCallError.
+    write=False only looks: no lock, no direct I/O, so it works beside a running hastd. wait: seconds to keep trying
+    while it is in use: a process that was killed takes a moment to be gone, and its lock with it.
+    Raises NoInputError, PermissionDeniedError, TemporaryError (in use), DiskError, SystemCallError.
     """
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            return _open_once(resource, path, directio, write)
+        except TemporaryError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(RETRY)
+
+
+def _open_once(resource: str, path: str, directio: str, write: bool) -> Component:
     fd, is_block = _open(resource, path, write)
     try:
         if write:

@@ -7,7 +7,9 @@
  *   of them and OTHERS: the queue cannot be full, and the completion queue, twice as large, cannot overflow;
  * - the doorbell's eventfd is polled once and for all (multishot): each write to it gives a completion whether it was
  *   drained or not, so it is not drained; the control socket is polled anew by each call of the pump, so that a
- *   message that Python has left there is seen again.
+ *   message that Python has left there is seen again;
+ * - the component is not registered with the ring: the kernel takes a ring down some time after its process has ended, and
+ *   a registered file, with the lock on it, would be held until then.
  */
 #include <errno.h>
 #include <linux/io_uring.h>
@@ -140,8 +142,6 @@ uring_open(struct hast_disk *d)
 	d->state = u;
 	u->fd = setup_fd(d->opt.depth + OTHERS, &p);
 	error = u->fd < 0 ? u->fd : map_queues(u, &p);
-	if (error == 0 && syscall(SYS_io_uring_register, u->fd, IORING_REGISTER_FILES, &d->opt.fd, 1) == -1)
-		error = -errno;
 	if (error != 0) {
 		uring_close(d);
 		return error;
@@ -206,8 +206,9 @@ uring_start(struct hast_disk *d, struct disk_op *op)
 	};
 	struct io_uring_sqe *sqe = queue(d->state, opcode[op->call], op->slot);
 
-	/* fd 0: the first registered file. Something tried before is better off where it may block. */
-	sqe->flags = IOSQE_FIXED_FILE | (op->tries > 0 ? IOSQE_ASYNC : 0);
+	sqe->fd = d->opt.fd;
+	/* Something tried before is better off where it may block. */
+	sqe->flags = op->tries > 0 ? IOSQE_ASYNC : 0;
 	if (op->call == DISK_SYNC) {
 		sqe->fsync_flags = IORING_FSYNC_DATASYNC;
 	} else if (op->call == DISK_FALLOCATE) {

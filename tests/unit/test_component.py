@@ -165,6 +165,36 @@ def test_lock_goes_with_the_last_descriptor(path: str) -> None:
     open_component("data", path).close()
 
 
+def test_waiting_for_the_last_user(path: str) -> None:
+    """A process that holds it ends while we wait."""
+    program = f"""
+import sys
+from hast.component import open_component
+component = open_component("data", {path!r})
+print("locked", flush=True)
+sys.stdin.readline()
+"""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[1])},
+    )
+    try:
+        assert holder.stdout is not None and holder.stdin is not None
+        assert holder.stdout.readline() == "locked\n"
+        refused(TemporaryError, path, "locked")
+        with pytest.raises(TemporaryError):
+            open_component("data", path, wait=0.05)
+        holder.stdin.write("\n")
+        holder.stdin.flush()
+        open_component("data", path, wait=30).close()
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
 def open_descriptors() -> list[str]:
     return sorted(str(fd) for fd in Path("/proc/self/fd").iterdir())
 
