@@ -238,8 +238,7 @@ def known_elements(answer: dict[str, Any]) -> dict[str, Any]:
     for name in WORKER_ELEMENTS:
         value = answer.get(name)
         bits = 32 if name in ("extentsize", "keepdirty") else 64
-        if name == "status" and isinstance(value, str):
-            elements[name] = value
-        elif name != "status" and isinstance(value, int) and 0 <= value < 1 << bits:
+        fits = isinstance(value, str) if name == "status" else isinstance(value, int) and 0 <= value < 1 << bits
+        if fits:
             elements[name] = value
     return elements
