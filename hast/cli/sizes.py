@@ -33,7 +33,7 @@ def humanize(number: int) -> str:
         scale += 1
     unit = "" if scale == 0 else UNITS[scale]
     # Rounded to tenths: 9.95 and more are no longer written with a decimal.
-    if scale > 0 and quotient <= 9 and remainder < 973:
+    if scale > 0 and (quotient < 9 or (quotient == 9 and remainder < 973)):
         tenths = (remainder * 10 + 512) // 1024
         return f"{quotient + tenths // 10}.{tenths % 10}{unit}"
     return f"{quotient + (remainder + 512) // 1024}{unit}"
