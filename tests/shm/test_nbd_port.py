@@ -474,6 +474,7 @@ def test_frozen_stage_finishes_what_has_begun(start: Callable[..., Server]) -> N
         cookie = client.start(WRITE, 0, MIB, 0, b"g" * (MIB // 2))
         eventually(lambda: not server.facts()["quiet"], "the write has begun")
         server.tell(cmd="freeze", on=1)
+        server.facts()  # its answer comes after that
         client.sock.sendall(b"g" * (MIB // 2) + request(READ, 0, MIB, 99))
         client.lengths[99] = MIB
         assert client.wait()[cookie].error == 0
