@@ -27,6 +27,7 @@ from hast.stages.launch import Child, Entry, start_stage
 log = logging.getLogger(__name__)
 
 UP_SECONDS = 10.0  # for a stage to report that it runs
+CLIENT_SECONDS = 1.0  # for NBD clients to finish what they are sending and to take their answers
 QUIET_SECONDS = 10.0  # for what is under way to be answered when it is stopped
 END_SECONDS = 10.0  # for a stage to end when it was told to
 
@@ -171,6 +172,10 @@ class Pipeline:
         self._stopping = True
         for stage in reversed(START_ORDER):
             self.send(stage, {"cmd": "stop"})
+            if stage == GGATE and stage in self._ends:
+                await asyncio.wait([self._ends[stage]], timeout=CLIENT_SECONDS)
+                if not self._ends[stage].done():
+                    self.send(stage, {"cmd": "drop"})
             if stage in self._ends:
                 await asyncio.wait([self._ends[stage]], timeout=QUIET_SECONDS if stage == GGATE else END_SECONDS)
                 if not self._ends[stage].done():

@@ -384,6 +384,15 @@ hast_ggate_filling(struct hast_ggate *g)
 	return &g->nbd_filling;
 }
 
+void
+hast_ggate_drop_clients(struct hast_ggate *g)
+{
+	for (struct hast_port *port = g->ports; port != NULL; port = port->next) {
+		if (!port->is_fuse)
+			hast_port_kill(g, port, ESHUTDOWN);
+	}
+}
+
 int
 hast_ggate_device_error(const struct hast_ggate *g)
 {

@@ -18,6 +18,8 @@ int hast_ggate_pump(struct hast_ggate *g);
 uint32_t hast_ggate_clients(struct hast_ggate *g);
 /* Takes no more requests (0: again); answers go on. */
 void hast_ggate_freeze(struct hast_ggate *g, int on);
+/* Closes all NBD clients: what they asked for is done, but not answered. For those that hold up the end. */
+void hast_ggate_drop_clients(struct hast_ggate *g);
 /* Why HAST_PUMP_DEVICE was returned: errno of the device that is gone. */
 int hast_ggate_device_error(const struct hast_ggate *g);
 /* 1 when no request is under way. */

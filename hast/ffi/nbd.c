@@ -26,6 +26,7 @@
 #define REQUEST_SIZE 28u
 #define MAX_DATA (32u << 20)		/* bytes of one read or write: what the negotiation promised */
 #define SMALL (NBD_BUFFER / 2)		/* payloads up to this are collected in the buffer */
+#define LOOK_AHEAD 4096u		/* bytes received into the buffer after a large payload */
 #define READS_PER_TURN 16		/* then the others have their turn */
 #define SEND_BUFFER (1 << 20)
 
@@ -161,7 +162,8 @@ take_request(struct hast_ggate *g, struct nbd_client *c)
 		leave(g, c);
 		return 1;
 	}
-	if (r.type == CMD_WRITE && r.length <= SMALL && buffered(c) < REQUEST_SIZE + r.length)
+	c->large = r.type == CMD_WRITE && r.length > SMALL;
+	if (r.type == CMD_WRITE && !c->large && buffered(c) < REQUEST_SIZE + r.length)
 		return 0;
 	req = hast_req_new(g, &c->port);
 	if (req == NULL)
@@ -309,7 +311,7 @@ take_all(struct hast_ggate *g, struct nbd_client *c)
 	return result < 0 ? result : 0;
 }
 
-/* One receive: into the slot that is being filled, what follows it into the buffer. Bytes, 0 end of file, -errno.
+/* One receive: into the slot that is being filled, what follows into the buffer. Bytes, 0 end of file, -errno.
    *asked: bytes that there was room for. */
 static ssize_t
 receive(struct hast_ggate *g, struct nbd_client *c, size_t *asked)
@@ -317,7 +319,7 @@ receive(struct hast_ggate *g, struct nbd_client *c, size_t *asked)
 	struct iovec iov[2];
 	int n = 0;
 	ssize_t got;
-	size_t direct = 0;
+	size_t room, direct = 0;
 
 	if (c->begin > 0) {
 		memmove(c->buffer, c->buffer + c->begin, buffered(c));
@@ -328,8 +330,12 @@ receive(struct hast_ggate *g, struct nbd_client *c, size_t *asked)
 		direct = c->part - c->got;
 		iov[n++] = (struct iovec){ (char *)hast_part_data(g, c->slot) + c->got, direct };
 	}
-	iov[n++] = (struct iovec){ c->buffer + c->end, NBD_BUFFER - c->end };
-	*asked = direct + NBD_BUFFER - c->end;
+	/* After one large write comes another: what the buffer takes of it has to be copied. */
+	room = NBD_BUFFER - c->end;
+	if (c->large && room > LOOK_AHEAD)
+		room = LOOK_AHEAD;
+	iov[n++] = (struct iovec){ c->buffer + c->end, room };
+	*asked = direct + room;
 	do {
 		got = readv(c->port.fd, iov, n);
 	} while (got == -1 && errno == EINTR);

@@ -28,6 +28,7 @@ struct nbd_client {
 	uint8_t structured;
 	uint8_t readonly;
 	uint8_t leaving;		/* no more requests will come: close when all are answered */
+	uint8_t large;			/* the last request had a payload that goes past the buffer */
 	uint8_t draining;		/* the payload under way is not wanted */
 	uint8_t filling;		/* counted among those who hold a slot that is not full */
 	/* The write whose payload is under way; NULL between messages. */

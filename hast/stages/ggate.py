@@ -1,7 +1,8 @@
 """The ggate stage: serves the devices and runs the sequencer; between two events all of it happens in C.
 
 What the worker tells it: {"cmd": "nbd", "flags": n} with a client's socket, {"cmd": "fuse", "resend": bool} with the
-FUSE channel, {"cmd": "grant"}: localcnt is raised and durable, {"cmd": "stop"}: answer what is under way, then end.
+FUSE channel, {"cmd": "grant"}: localcnt is raised and durable, {"cmd": "stop"}: answer what is under way, then end,
+{"cmd": "drop"}: close the NBD clients that still hold that up.
 What it tells the worker: {"event": "up"}, {"event": "seq", "bits": n}: the sequencer wants a decision,
 {"event": "device", "errno": n}: the block device's channel is gone.
 """
@@ -57,6 +58,8 @@ class Ggate:
         elif command == "stop":
             self.stopping = True
             lib.hast_ggate_freeze(self.pump, 1)
+        elif command == "drop":
+            lib.hast_ggate_drop_clients(self.pump)
         else:
             raise ProtocolError(f"{self.context.resource}: ggate got a message that it does not know: {message}")
 
