@@ -594,9 +594,8 @@ hast_seq_connect(struct hast_arena *a, const uint8_t *map)
 	if (map != NULL)
 		seq_map_merge(a, map, 0);
 	/* Also when nothing was merged: what an earlier failure left changed has to be durable now. */
-	if (s->map_dirty || s->map_busy)
-		seq_map_start(a);
-	else
+	seq_map_start(a);
+	if (!s->map_busy)
 		seq_map_done(a, 0);
 }
 
