@@ -82,7 +82,7 @@ struct hast_bio {
 	uint32_t slot;
 	uint64_t offset;		/* bytes, from the start of the data area (MAP: of the map) */
 	uint64_t length;		/* bytes; READ, WRITE without ZERO and MAP: at most slab_size */
-	uint64_t seq;			/* number of the operation, never 0, never used twice */
+	uint64_t seq;			/* number << 16 | slot: never 0, never used twice */
 	int32_t error[2];		/* per component: 0 or a positive errno, written by the component's stage */
 	uint32_t request;		/* the device's own, not touched by the sequencer */
 	uint32_t part_next;		/* the device's own: next part of the same request */

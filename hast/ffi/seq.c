@@ -37,6 +37,17 @@ seq_push(struct hast_arena *a, int ring, uint32_t slot)
 	seq_of(a)->pushed |= 1u << ring;
 }
 
+static void
+push_remote(struct hast_arena *a, struct hast_bio *bio)
+{
+	struct hast_seq *s = seq_of(a);
+
+	bio->pending |= REMOTE;
+	/* Read by the recv stage, which watches that the secondary goes on answering. */
+	__atomic_store_n(&s->nremote, s->nremote + 1, __ATOMIC_RELAXED);
+	seq_push(a, HAST_RING_SEND, bio->slot);
+}
+
 void
 seq_raise(struct hast_arena *a, uint32_t event)
 {
@@ -192,10 +203,9 @@ seq_launch(struct hast_arena *a, struct hast_bio *bio)
 	bio->state = HAST_BIO_RUNNING;
 	bio->pending = LOCAL;
 	if (s->connected) {
-		bio->pending |= REMOTE;
 		if (bio->cmd == HAST_CMD_WRITE && s->mode == HAST_MODE_MEMSYNC)
 			bio->flags |= HAST_BIO_MEMSYNC;
-		seq_push(a, HAST_RING_SEND, bio->slot);
+		push_remote(a, bio);
 	}
 	bio->used = bio->pending;
 	seq_push(a, HAST_RING_DISK, bio->slot);
@@ -366,12 +376,26 @@ flush_launch(struct hast_arena *a, struct hast_bio *bio)
 	s->flush_whole = s->connected;
 	bio->state = HAST_BIO_RUNNING;
 	bio->pending = LOCAL;
-	if (s->connected) {
-		bio->pending |= REMOTE;
-		seq_push(a, HAST_RING_SEND, bio->slot);
-	}
+	if (s->connected)
+		push_remote(a, bio);
 	bio->used = bio->pending;
 	seq_push(a, HAST_RING_DISK, bio->slot);
+}
+
+/* A node may have lost what was only in its cache: nothing that was written and not flushed is the same on both for
+   certain, and no later flush makes it so. */
+static void
+distrust(struct hast_arena *a)
+{
+	const uint32_t *active = active_of(a);
+
+	seq_map_suspect(a);
+	for (uint32_t i = 0; i < seq_of(a)->nactive; i++) {
+		const struct hast_bio *bio = bio_of(a, active[i]);
+
+		if (bio->used != bio->pending)
+			seq_map_suspect_bio(a, bio);
+	}
 }
 
 static void
@@ -383,7 +407,9 @@ flush_done(struct hast_arena *a, struct hast_bio *bio)
 
 	if (s->connected && bio->error[HAST_REMOTE] != 0)
 		seq_raise(a, HAST_SEQ_REMOTE_FAILED);
-	if (s->flush_whole && result == 0 && bio->error[HAST_REMOTE] == 0)
+	if (result != 0 || bio->error[HAST_REMOTE] != 0)
+		distrust(a);
+	else if (s->flush_whole)
 		s->flushed = s->flush_cover;
 	while (slot != HAST_NONE) {
 		struct hast_bio *one = bio_of(a, slot);
@@ -406,7 +432,7 @@ prepare(struct hast_arena *a, struct hast_bio *bio)
 {
 	struct hast_seq *s = seq_of(a);
 
-	bio->seq = ++s->seq;
+	bio->seq = ++s->seq << 16 | bio->slot;
 	bio->error[HAST_LOCAL] = bio->error[HAST_REMOTE] = 0;
 	bio->result = 0;
 	bio->acked = bio->received = bio->used = bio->pending = 0;
@@ -485,9 +511,8 @@ read_done(struct hast_arena *a, struct hast_bio *bio, int component)
 	int error = bio->error[component];
 
 	if (error != 0 && component == HAST_LOCAL && seq_of(a)->connected) {
-		bio->pending = REMOTE;
+		push_remote(a, bio);
 		bio->used |= REMOTE;
-		seq_push(a, HAST_RING_SEND, bio->slot);
 		return;
 	}
 	if (error != 0 && bio->error[HAST_LOCAL] != 0)
@@ -499,7 +524,11 @@ read_done(struct hast_arena *a, struct hast_bio *bio, int component)
 static void
 settle(struct hast_arena *a, struct hast_bio *bio, int component)
 {
+	struct hast_seq *s = seq_of(a);
+
 	bio->pending &= (uint8_t)~(1u << component);
+	if (component == HAST_REMOTE)
+		__atomic_store_n(&s->nremote, s->nremote - 1, __ATOMIC_RELAXED);
 	switch (bio->cmd) {
 	case HAST_CMD_READ:
 		read_done(a, bio, component);
@@ -611,11 +640,14 @@ hast_seq_disconnect(struct hast_arena *a)
 	for (uint32_t i = 0; i < a->nslots; i++) {
 		struct hast_bio *bio = bio_of(a, i);
 
-		if ((bio->pending & REMOTE) == 0)
+		if (bio->state != HAST_BIO_RUNNING || (bio->used & REMOTE) == 0)
 			continue;
+		/* Also when it has completed there: with the local disk still busy nobody has been told, and it is not flushed. */
 		bio->error[HAST_REMOTE] = ENOTCONN;
-		settle(a, bio, HAST_REMOTE);
+		if ((bio->pending & REMOTE) != 0)
+			settle(a, bio, HAST_REMOTE);
 	}
+	distrust(a);
 	/* A joining that broke off leaves writes waiting for a map that may be durable already. */
 	seq_map_done(a, 0);
 }

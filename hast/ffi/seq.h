@@ -103,6 +103,7 @@ struct hast_seq {
 	uint64_t ndirty;		/* extents with mutations in flight or out of sync */
 	uint32_t nkeep;
 	uint32_t inuse;			/* submitted and not finished */
+	uint32_t nremote;		/* with the secondary now */
 	struct hast_seq_stats stats;
 };
 

@@ -161,12 +161,45 @@ seq_map_leave(struct hast_arena *a, const struct hast_bio *bio, int clean)
 	for (uint64_t n = first_extent(a, bio); n <= last_extent(a, bio); n++) {
 		struct hast_extent *e = extent_of(a, n);
 
-		e->epoch = s->epoch;
+		if (bio->used != 0)
+			e->epoch = s->epoch;
 		e->inflight--;
 		if (!clean)
 			sync[n >> 3] |= (uint8_t)(1u << (n & 7));
 		if (e->inflight == 0 && !bit_test(sync, n))
 			s->ndirty--;
+	}
+}
+
+static void
+mark_sync(struct hast_arena *a, uint64_t n)
+{
+	uint8_t *sync = sync_of(a);
+
+	if (bit_test(sync, n))
+		return;
+	sync[n >> 3] |= (uint8_t)(1u << (n & 7));
+	if (extent_of(a, n)->inflight == 0)
+		seq_of(a)->ndirty++;
+}
+
+void
+seq_map_suspect_bio(struct hast_arena *a, const struct hast_bio *bio)
+{
+	for (uint64_t n = first_extent(a, bio); n <= last_extent(a, bio); n++)
+		mark_sync(a, n);
+}
+
+void
+seq_map_suspect(struct hast_arena *a)
+{
+	const uint8_t *dirty = dirty_of(a);
+
+	for (uint64_t n = 0; n < a->nextents; n++) {
+		if (dirty[n >> 3] == 0)
+			n |= 7;
+		else if (bit_test(dirty, n) && extent_of(a, n)->epoch > seq_of(a)->flushed)
+			mark_sync(a, n);
 	}
 }
 
@@ -183,8 +216,6 @@ seq_map_wait(struct hast_arena *a, struct hast_bio *bio)
 void
 seq_map_merge(struct hast_arena *a, const uint8_t *map, int ondisk)
 {
-	struct hast_seq *s = seq_of(a);
-
 	for (uint64_t n = 0; n < a->nextents; n++) {
 		uint8_t bit = (uint8_t)(1u << (n & 7));
 
@@ -201,11 +232,7 @@ seq_map_merge(struct hast_arena *a, const uint8_t *map, int ondisk)
 			if (!ondisk)
 				mark_changed(a, n);
 		}
-		if (!bit_test(sync_of(a), n)) {
-			sync_of(a)[n >> 3] |= bit;
-			if (extent_of(a, n)->inflight == 0)
-				s->ndirty++;
-		}
+		mark_sync(a, n);
 	}
 }
 
@@ -289,7 +316,7 @@ seq_map_start(struct hast_arena *a)
 	bio->pending = bio->used = 1u << HAST_LOCAL;
 	bio->error[HAST_LOCAL] = 0;
 	bio->held = bio->acked = 0;
-	bio->seq = ++s->seq;
+	bio->seq = ++s->seq << 16 | bio->slot;
 	s->map_busy = 1;
 	s->inuse++;
 	s->stats.map_update++;
