@@ -53,6 +53,10 @@ void seq_map_init(struct hast_arena *a);
 int seq_map_enter(struct hast_arena *a, const struct hast_bio *bio);
 /* Counts it out. clean: it has completed on both nodes, or never started. */
 void seq_map_leave(struct hast_arena *a, const struct hast_bio *bio, int clean);
+/* The mutation's extents may differ between the nodes from now on. */
+void seq_map_suspect_bio(struct hast_arena *a, const struct hast_bio *bio);
+/* So may all extents with completed mutations that the nodes have not both flushed since. */
+void seq_map_suspect(struct hast_arena *a);
 /* Puts the mutation into the list of those who wait for the map, and starts an update if none is under way. */
 void seq_map_wait(struct hast_arena *a, struct hast_bio *bio);
 /* The map update has completed. */
