@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import json
 import logging
 import os
@@ -62,10 +63,13 @@ def resource_from_dict(data: dict[str, Any]) -> Resource:
 # Main's side.
 
 
-def start(rundir: Path, lock: int, foreground: bool, debug: int) -> tuple[Channel, subprocess.Popen[bytes]]:
-    """Start a spawner; its first message is "up". `lock` is the descriptor that keeps the run directory locked.
+def start(
+    rundir: Path, lock: int, foreground: bool, debug: int, worker: str
+) -> tuple[Channel, subprocess.Popen[bytes]]:
+    """Start a spawner; its first message is "up".
 
-    Raises SystemCallError.
+    `lock` is the descriptor that keeps the run directory locked, `worker` the module whose run() workers
+    are. Raises SystemCallError.
     """
     ours, theirs = Channel.pair("spawner")
     settings = {
@@ -75,6 +79,7 @@ def start(rundir: Path, lock: int, foreground: bool, debug: int) -> tuple[Channe
         "rundir": str(rundir),
         "foreground": foreground,
         "debug": debug,
+        "worker": worker,
     }
     program = (
         "import json, sys; settings = json.loads(sys.argv.pop()); sys.path[:] = settings['path']\n"
@@ -103,8 +108,8 @@ def main(settings: dict[str, Any]) -> None:
     from setproctitle import setproctitle
 
     from hast import log as log_setup
-    from hast import worker
 
+    worker = importlib.import_module(settings["worker"])
     setproctitle(TITLE)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # main says when: it ends its workers first

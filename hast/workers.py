@@ -116,7 +116,8 @@ class Worker:
 
 
 class Workforce:
-    """The spawner and all workers. `on_hook` is called with a resource and the arguments for its hook."""
+    """The spawner and all workers. `rundir` is open when start() is called; `on_hook` is called with a resource and
+    the arguments for its hook; `worker` is the module whose run() a worker is."""
 
     def __init__(
         self,
@@ -124,11 +125,13 @@ class Workforce:
         foreground: bool,
         debug: int,
         on_hook: Callable[[Resource, list[str]], None],
+        worker: str = "hast.worker",
     ) -> None:
         self._rundir = rundir
         self._foreground = foreground
         self._debug = debug
         self._on_hook = on_hook
+        self._module = worker
         self._workers: dict[int, Worker] = {}
         self._listeners: dict[int, asyncio.Task[None]] = {}
         self._spawned = 0
@@ -217,7 +220,7 @@ class Workforce:
 
     def _begin(self) -> None:
         self._channel, self._process = spawner.start(
-            self._rundir.path, self._rundir.lock, self._foreground, self._debug
+            self._rundir.path, self._rundir.lock, self._foreground, self._debug, self._module
         )
 
     async def _keep(self) -> None:

@@ -1,0 +1,65 @@
+"""Workers that do what the name of their resource says, for test_workers.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+from hast.channel import Channel
+from hast.config import Resource
+from hast.errors import NoInputError
+
+ORPHAN_SECONDS = 0.7
+
+
+def run(channel: Channel, resource: Resource, role: str, rundir: Path) -> int:
+    """Say that it is ready, answer, end when told; or misbehave as the name wants it to."""
+    what = resource.name.partition("-")[0]
+    if what == "fail":
+        raise NoInputError(f"{resource.name}: component {resource.localpath} does not exist")
+    if what == "crash":
+        raise RuntimeError("a defect")
+    if what == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if what == "orphan" and os.fork() == 0:
+        time.sleep(ORPHAN_SECONDS)  # a stage that takes its time to die
+        os._exit(0)
+    channel.send({"event": "ready", "device": None, "nbd": json.dumps(surroundings(resource, role, rundir))})
+    if what == "orphan":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what in ("silent", "stubborn"):
+        time.sleep(1000)
+    while True:
+        received = channel.recv()
+        if received is None or received[0]["cmd"] == "stop":
+            return os.EX_TEMPFAIL if what == "temporary" else os.EX_OK
+        if what == "garbage":
+            channel.send({"event": "status", "id": "x", "status": 7})
+            channel.send({"event": "hook", "args": 3})
+            channel.send({"event": "failed", "exit_code": "many"})
+            channel.send({"nothing": True})
+        channel.send({"event": "status", "id": received[0]["id"], "status": {"dirty": 42, "status": "complete"}})
+
+
+def surroundings(resource: Resource, role: str, rundir: Path) -> dict[str, object]:
+    """What a worker finds itself with."""
+    links = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            links[entry.name] = str(entry.readlink())
+        except FileNotFoundError:
+            continue  # that of iterdir itself
+    return {
+        "pid": os.getpid(),
+        "title": Path("/proc/self/cmdline").read_bytes().rstrip(b"\0").decode(),
+        "fds": links,
+        "remote": str(resource.remote),
+        "role": role,
+        "rundir": str(rundir),
+        "sigterm": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
+    }

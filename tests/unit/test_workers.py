@@ -1,0 +1,367 @@
+"""The spawner and main's side of workers: real processes, which mostly do not behave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from hast import supervisor as supervisor_module
+from hast import workers as workers_module
+from hast.config import Resource, parse
+from hast.control import ERROR_UNIMPLEMENTED, Role, RoleEntry
+from hast.errors import HastError
+from hast.rundir import RunDirectory
+from hast.spawner import resource_from_dict, resource_to_dict
+from hast.supervisor import FIRST_PAUSE, LONGEST_PAUSE, SETTLED_SECONDS, Supervisor, known_elements, next_pause
+from hast.workers import Workforce
+from tests.tools import ROOT
+from tests.unit import odd_workers
+
+DEADLINE = 30.0
+
+
+def resource(name: str) -> Resource:
+    text = f"resource {name} {{ local /nowhere\n on here {{ remote tcp4://192.0.2.1:99\n source 192.0.2.2 }} }}"
+    return parse(text, "hast.conf", ["here"]).resources[name]
+
+
+class Scene:
+    """A workforce with odd workers, supervisors for them, and what they have told."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.rundir = RunDirectory(str(tmp_path / "run"))
+        self.told: list[tuple[str, ...]] = []
+        self.workforce = Workforce(self.rundir, True, 0, lambda _, args: None, "tests.unit.odd_workers")
+
+    def supervisor(self, name: str) -> Supervisor:
+        return Supervisor(resource(name), self.workforce, self._role, lambda *args, **details: None)
+
+    def _role(self, resource: Resource, old: Role, new: Role) -> None:
+        self.told.append((resource.name, old.text, new.text))
+
+    def run(self, body: Callable[[], Awaitable[None]]) -> None:
+        async def main() -> None:
+            await self.workforce.start()
+            try:
+                async with asyncio.timeout(60):
+                    await body()
+            finally:
+                await self.workforce.close()
+
+        self.rundir.open()
+        try:
+            asyncio.run(main())
+        finally:
+            self.rundir.close()
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        await asyncio.sleep(0.01)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process does not exist, or is only waiting to be collected."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def spawner_pid() -> int:
+    """The one spawner that this process has started."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    titles = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+    (pid,) = [pid for pid, title in titles.items() if title.startswith(b"hastd: spawner")]
+    return pid
+
+
+def test_resource_survives_json() -> None:
+    original = resource("data")
+    assert original.source is not None and original.source.port == 0
+    copy = resource_from_dict(json.loads(json.dumps(resource_to_dict(original))))
+    assert copy == original and str(copy.remote) == str(original.remote) and str(copy.source) == str(original.source)
+
+
+def test_pauses_grow_and_are_forgotten() -> None:
+    pauses = [0.0]
+    for _ in range(10):
+        pauses.append(next_pause(pauses[-1], 1))
+    assert pauses[1] == FIRST_PAUSE and pauses[2] == 2 * FIRST_PAUSE and pauses[-1] == LONGEST_PAUSE
+    assert next_pause(LONGEST_PAUSE, SETTLED_SECONDS) == FIRST_PAUSE
+
+
+def test_elements_of_an_answer_are_checked() -> None:
+    answer = {
+        "status": "complete", "dirty": 1 << 63, "extentsize": 1 << 32, "keepdirty": "64", "role": "primary",
+        "workerpid": 1, "stat_read": -1, "stat_write": 5, "new": 1, "stat_flush": None, "stat_delete": [],
+    }  # fmt: skip
+    assert known_elements(answer) == {"status": "complete", "dirty": 1 << 63, "stat_write": 5}
+    assert known_elements({"status": 7}) == {}
+
+
+def test_worker_is_alone_with_what_it_needs(scene: Scene) -> None:
+    async def body() -> None:
+        worker = scene.workforce.spawn(resource("good"), "primary")
+        said = json.loads((await worker.ready)["nbd"])
+        assert said["pid"] == worker.pid
+        assert said["title"] == "hastd: good (primary)"
+        assert (said["role"], said["rundir"]) == ("primary", str(scene.rundir.path))
+        assert said["remote"] == "tcp4://192.0.2.1:99" and said["sigterm"]
+        extra = {fd: link for fd, link in said["fds"].items() if int(fd) > 2}
+        assert sorted(link.partition(":")[0] for link in extra.values()) == [str(scene.rundir.path), "socket"]
+        assert await worker.status() == {"dirty": 42, "status": "complete"}
+        ending = await scene.workforce.stop(worker)
+        assert (ending.words, ending.code, ending.temporary) == ("exited with code 0", 0, False)
+        assert gone(worker.pid)
+
+    scene.run(body)
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "code"),
+    [
+        ("fail", "fail: component /nowhere does not exist", os.EX_NOINPUT),
+        ("crash", "crash: unexpected error in the worker: RuntimeError('a defect')", os.EX_SOFTWARE),
+        ("die", "die: its primary worker was killed by signal 9 (SIGKILL) while it was starting", os.EX_TEMPFAIL),
+    ],
+)
+def test_worker_that_cannot_start(scene: Scene, name: str, message: str, code: int) -> None:
+    async def body() -> None:
+        supervisor = scene.supervisor(name)
+        assert await supervisor.set_role(Role.PRIMARY) == RoleEntry(name, code, errmsg=message)
+        assert supervisor.role is Role.INIT and (await supervisor.status()).workerpid == 0
+
+    scene.run(body)
+    assert scene.told == []
+
+
+def test_roles(scene: Scene) -> None:
+    async def body() -> None:
+        supervisor = scene.supervisor("good")
+        assert await supervisor.set_role(Role.INIT) == RoleEntry("good", role="init")
+        assert await supervisor.set_role(Role.PRIMARY) == RoleEntry("good", role="init")
+        pid = (await supervisor.status()).workerpid
+        assert await supervisor.set_role(Role.PRIMARY) == RoleEntry("good", role="primary")
+        status = await supervisor.status()
+        assert (status.workerpid, status.role, status.status, status.dirty) == (pid, "primary", "complete", 42)
+        assert (status.remoteaddr, status.sourceaddr) == ("tcp4://192.0.2.1:99", "192.0.2.2")
+        refused = await supervisor.set_role(Role.SECONDARY)
+        assert refused.error == ERROR_UNIMPLEMENTED and supervisor.role is Role.PRIMARY
+        assert await supervisor.set_role(Role.INIT) == RoleEntry("good", role="primary")
+        assert pid is not None and gone(pid)
+        status = await supervisor.status()
+        assert (status.role, status.workerpid, status.status, status.dirty) == ("init", 0, None, None)
+
+    scene.run(body)
+    assert scene.told == [("good", "init", "primary"), ("good", "primary", "init")]
+
+
+def test_role_changes_at_once_are_done_one_after_the_other(scene: Scene) -> None:
+    async def body() -> None:
+        supervisor = scene.supervisor("good")
+        wanted = [Role.PRIMARY, Role.INIT] * 3
+        entries = await asyncio.gather(*(supervisor.set_role(role) for role in wanted))
+        assert [entry.role for entry in entries] == ["init", "primary"] * 3
+        await supervisor.close()
+
+    scene.run(body)
+
+
+def test_killed_worker_is_started_again(scene: Scene) -> None:
+    async def body() -> None:
+        supervisor = scene.supervisor("good")
+        await supervisor.set_role(Role.PRIMARY)
+        seen = set()
+        for _ in range(3):
+            pid = (await supervisor.status()).workerpid
+            assert pid and pid not in seen
+            seen.add(pid)
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda pid=pid: supervisor._worker is not None and supervisor._worker.pid not in (0, pid))
+            await until(lambda: supervisor._worker is not None and supervisor._worker.ready.done())
+            assert supervisor.role is Role.PRIMARY
+        await supervisor.close()
+
+    scene.run(body)
+    assert scene.told == [("good", "init", "primary")]
+
+
+def test_worker_that_ends_by_itself_leaves_role_init(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    async def body() -> None:
+        supervisor = scene.supervisor("good")
+        await supervisor.set_role(Role.PRIMARY)
+        assert supervisor._worker is not None
+        supervisor._worker.channel.send({"cmd": "stop"})  # not through the supervisor
+        await until(lambda: supervisor.role is Role.INIT)
+
+    scene.run(body)
+    assert scene.told == [("good", "init", "primary"), ("good", "primary", "init")]
+    assert "good: primary cannot go on, the role is init now" in caplog.messages
+
+
+def test_temporary_failure_is_tried_again(scene: Scene) -> None:
+    async def body() -> None:
+        supervisor = scene.supervisor("temporary")
+        await supervisor.set_role(Role.PRIMARY)
+        first = supervisor._worker
+        assert first is not None
+        first.channel.send({"cmd": "stop"})
+        await until(lambda: supervisor._worker not in (None, first))
+        assert supervisor.role is Role.PRIMARY
+        await supervisor.close()
+
+    scene.run(body)
+
+
+def test_worker_that_says_nothing(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers_module, "STATUS_SECONDS", 0.2)
+    monkeypatch.setattr(workers_module, "STOP_SECONDS", 0.2)
+
+    async def body() -> None:
+        supervisor = scene.supervisor("silent")
+        await supervisor.set_role(Role.PRIMARY)
+        status = await supervisor.status()
+        assert (status.role, status.status) == ("primary", None)
+        assert status.errmsg == f"its worker (pid {status.workerpid}, primary) does not answer"
+        assert (await supervisor.set_role(Role.INIT)).error == 0
+        assert status.workerpid and gone(status.workerpid)
+
+    scene.run(body)
+
+
+def test_worker_that_does_not_want_to_end(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers_module, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(workers_module, "TERM_SECONDS", 0.2)
+
+    async def body() -> None:
+        worker = scene.workforce.spawn(resource("stubborn"), "primary")
+        await worker.ready
+        ending = await scene.workforce.stop(worker)
+        assert ending.words == "was killed by signal 9 (SIGKILL)"
+
+    scene.run(body)
+
+
+def test_worker_that_is_not_ready_in_time(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "READY_SECONDS", 0.0)
+
+    async def body() -> None:
+        entry = await scene.supervisor("good").set_role(Role.PRIMARY)
+        assert entry.error == os.EX_TEMPFAIL and "was not ready within 0 s" in entry.errmsg
+
+    scene.run(body)
+
+
+def test_garbage_from_a_worker(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    async def body() -> None:
+        worker = scene.workforce.spawn(resource("garbage"), "primary")
+        await worker.ready
+        assert await worker.status() == {"dirty": 42, "status": "complete"}
+        assert await worker.status() == {"dirty": 42, "status": "complete"}
+        await scene.workforce.stop(worker)
+
+    scene.run(body)
+    assert any("garbage: worker" in message and "bad message" in message for message in caplog.messages)
+
+
+def test_end_is_told_when_the_stages_are_gone_as_well(scene: Scene) -> None:
+    async def body() -> None:
+        worker = scene.workforce.spawn(resource("orphan"), "primary")
+        await worker.ready
+        begun = time.monotonic()
+        await worker.ended
+        # The stage lived on for that long, and nothing that hastd started is still a child of anybody.
+        assert time.monotonic() - begun >= odd_workers.ORPHAN_SECONDS * 0.5
+        assert Path(f"/proc/{spawner_pid()}/task/{spawner_pid()}/children").read_text() == ""
+
+    scene.run(body)
+
+
+def test_spawner_that_is_killed_is_replaced(scene: Scene) -> None:
+    async def body() -> None:
+        supervisors = [scene.supervisor(name) for name in ("good", "good-2")]
+        for supervisor in supervisors:
+            await supervisor.set_role(Role.PRIMARY)
+        old = [(await supervisor.status()).workerpid for supervisor in supervisors]
+        os.kill(spawner_pid(), signal.SIGKILL)
+        for supervisor, pid in zip(supervisors, old, strict=True):
+            assert pid
+            await until(lambda pid=pid: gone(pid))
+            await until(lambda s=supervisor, pid=pid: s._worker is not None and s._worker.pid not in (0, pid))
+            assert supervisor.role is Role.PRIMARY
+            assert (await supervisor.set_role(Role.INIT)).error == 0
+            assert (await supervisor.set_role(Role.PRIMARY)).error == 0
+            await supervisor.close()
+
+    scene.run(body)
+    assert ("good", "primary", "init") in scene.told  # only those that were asked for
+    assert len(scene.told) == 6
+
+
+def test_close_in_the_middle_of_a_start(scene: Scene) -> None:
+    async def body() -> None:
+        supervisor = scene.supervisor("good")
+        change = asyncio.create_task(supervisor.set_role(Role.PRIMARY))
+        await until(lambda: supervisor._worker is not None)
+        await supervisor.close()
+        await asyncio.wait({change})
+        assert supervisor._worker is None and supervisor.role is Role.INIT
+
+    scene.run(body)
+
+
+def test_main_is_killed(tmp_path: Path) -> None:
+    """Its workers and the spawner end by themselves; the next main waits for that."""
+    program = """if True:
+        import asyncio, sys
+        from pathlib import Path
+        from tests.unit.test_workers import Scene, resource
+        async def body():
+            worker = scene.workforce.spawn(resource("good"), "primary")
+            await worker.ready
+            print(worker.pid, flush=True)
+            await asyncio.sleep(1000)
+        scene = Scene(Path(sys.argv[1]))
+        scene.run(body)
+    """
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None
+        worker = int(process.stdout.readline())
+        with pytest.raises(HastError, match="another hastd is running"):
+            RunDirectory(str(tmp_path / "run")).open()
+        process.kill()
+        process.wait()
+        (tmp_path / "run" / "stale.sock").unlink(missing_ok=True)
+        rundir = RunDirectory(str(tmp_path / "run"))
+        rundir.open()
+        assert gone(worker)
+        rundir.close()
+
+
+def test_spawner_that_cannot_start(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.workforce = Workforce(scene.rundir, True, 0, lambda _, args: None, "tests.no_such_module")
+
+    async def body() -> None:
+        raise AssertionError("it started")
+
+    with pytest.raises(HastError, match="the spawner ended"):
+        scene.run(body)
