@@ -336,7 +336,8 @@ hast_seq_grant_degraded(struct hast_arena *a)
 	struct hast_seq *s = seq_of(a);
 	uint32_t slot = s->grant_head;
 
-	s->degraded_ok = 1;
+	/* While connected it is for those who wait now: a resynchronisation may make localcnt equal again at any time. */
+	s->degraded_ok = !s->connected;
 	s->asked &= ~(uint32_t)HAST_SEQ_NEED_DEGRADED;
 	s->grant_head = HAST_NONE;
 	while (slot != HAST_NONE) {
@@ -634,6 +635,8 @@ hast_seq_disconnect(struct hast_arena *a)
 	struct hast_seq *s = seq_of(a);
 
 	s->connected = s->joining = s->degraded_ok = s->asked = s->flush_whole = 0;
+	/* What was to be said of this connection must not be taken for the next one's. */
+	s->events &= ~(uint32_t)(HAST_SEQ_REMOTE_FAILED | HAST_SEQ_CONNECTED);
 	hast_ring_init(hast_arena_ring(a, HAST_RING_SEND), a->ring_entries);
 	hast_ring_init(hast_arena_ring(a, HAST_RING_SEND_DONE), a->ring_entries);
 	hast_ring_init(hast_arena_ring(a, HAST_RING_RECV_DONE), a->ring_entries);
