@@ -18,10 +18,15 @@
 #include <linux/falloc.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 #include "fuse_internal.h"
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
 
 #define NOTIFY_RESEND 7			/* FUSE_NOTIFY_RESEND, Linux 6.9 */
 #define MAX_WRITE (1u << 20)		/* bytes; more than that the kernel does not send */
@@ -371,6 +376,20 @@ ask_again(int fd)
 	return errno == EINVAL ? -EOPNOTSUPP : -errno;
 }
 
+/*
+ * The kernel copies into memory that is there without asking; for memory that is not, it asks for pages, and gets none
+ * when this process is being killed: the request it was copying would then fail, instead of being sent again.
+ */
+static int
+populate(struct hast_arena *arena, struct fuse_port *p)
+{
+	p->head[0] = p->head[HEAD - 1] = 1;
+	if (madvise((char *)arena + arena->slab_off, arena->size - arena->slab_off, MADV_POPULATE_WRITE) == 0)
+		return 0;
+	/* EINVAL: Linux before 5.14; there the pages come when they are used. */
+	return errno == EINVAL ? 0 : -ENOMEM;
+}
+
 int
 hast_fuse_add(struct hast_ggate *g, int fd, int resend)
 {
@@ -388,7 +407,9 @@ hast_fuse_add(struct hast_ggate *g, int fd, int resend)
 	p->nslabs = smaller(smaller((MAX_WRITE + geo->slab_size - 1) / geo->slab_size, MAX_SLABS), geo->nclient);
 	p->max_write = smaller(p->nslabs * geo->slab_size, MAX_WRITE);
 	p->ready = (uint8_t)(resend != 0);
-	error = resend != 0 ? ask_again(fd) : 0;
+	error = populate(hast_ggate_arena(g), p);
+	if (error == 0 && resend != 0)
+		error = ask_again(fd);
 	if (error == 0)
 		error = hast_port_add(g, &p->port);
 	if (error == 0)
