@@ -97,7 +97,8 @@ struct hast_bio {
 	uint8_t used;			/* components it was given to */
 	uint8_t received;		/* memsync: the secondary has it in memory */
 	int32_t result;			/* what the client is told: 0 or a positive errno */
-	uint32_t pad2[10];
+	uint32_t sync_epoch;		/* resync chunk: of the extent's place when it was issued */
+	uint32_t pad2[9];
 };
 
 struct hast_stage_line {

@@ -8,6 +8,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "ggate_internal.h"
@@ -15,6 +16,7 @@
 
 #define EVENTS 64
 #define IDLE_MS 1000			/* how often a quiet, connected resource looks for extents to clear */
+#define SYNC_MS 50			/* how often a resynchronisation with a rate gets its share */
 #define FUSE_RESERVE 32u		/* slots that NBD clients never get */
 
 /* ---- life ---- */
@@ -298,13 +300,40 @@ port_event(struct hast_ggate *g, struct hast_port *port, uint32_t events)
 		hast_port_kill(g, port, ECONNRESET);
 }
 
+/* Milliseconds to wait at most; -1: no limit. */
+static int
+patience(const struct hast_ggate *g)
+{
+	if (g->seq->sync_on && g->seq->sync_rate != 0)
+		return SYNC_MS;
+	return g->seq->connected ? IDLE_MS : -1;
+}
+
+/* The sequencer has no clock: it is told what time a resynchronisation may use. */
+static void
+tell_time(struct hast_ggate *g)
+{
+	struct timespec now;
+	uint64_t ms;
+
+	if (!g->seq->sync_on || clock_gettime(CLOCK_MONOTONIC_COARSE, &now) == -1)
+		return;
+	ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+	if (g->sync_ms == 0 || ms - g->sync_ms > IDLE_MS)
+		g->sync_ms = ms - SYNC_MS;
+	if (ms - g->sync_ms < SYNC_MS)
+		return;
+	hast_seq_sync_tick(g->arena, (uint32_t)(ms - g->sync_ms));
+	g->sync_ms = ms;
+}
+
 static int
 wait_for_events(struct hast_ggate *g)
 {
 	struct hast_doorbell *bell = &g->arena->bell[HAST_STAGE_GGATE];
 	struct hast_stage_line *line = &g->arena->stage[HAST_STAGE_GGATE];
 	struct epoll_event ev[EVENTS];
-	int timeout = g->seq->connected ? IDLE_MS : -1;
+	int timeout = patience(g);
 	int n;
 
 	hast_doorbell_announce(bell);
@@ -320,7 +349,8 @@ wait_for_events(struct hast_ggate *g)
 		return errno == EINTR ? 0 : -errno;
 	/* Where the disk stage is to run: on this processor a wake-up costs a tenth of what it costs across. */
 	line->extra[0] = (uint64_t)(sched_getcpu() + 1);
-	if (n == 0 && timeout > 0)
+	tell_time(g);
+	if (n == 0 && timeout == IDLE_MS)
 		(void)hast_seq_idle(g->arena);
 	for (int i = 0; i < n; i++) {
 		if (ev[i].data.ptr == &g->own_bell)

@@ -37,8 +37,8 @@ seq_push(struct hast_arena *a, int ring, uint32_t slot)
 	seq_of(a)->pushed |= 1u << ring;
 }
 
-static void
-push_remote(struct hast_arena *a, struct hast_bio *bio)
+void
+seq_push_remote(struct hast_arena *a, struct hast_bio *bio)
 {
 	struct hast_seq *s = seq_of(a);
 
@@ -205,24 +205,43 @@ seq_launch(struct hast_arena *a, struct hast_bio *bio)
 	if (s->connected) {
 		if (bio->cmd == HAST_CMD_WRITE && s->mode == HAST_MODE_MEMSYNC)
 			bio->flags |= HAST_BIO_MEMSYNC;
-		push_remote(a, bio);
+		seq_push_remote(a, bio);
 	}
 	bio->used = bio->pending;
 	seq_push(a, HAST_RING_DISK, bio->slot);
+}
+
+/* A read of what only the secondary has. It holds the range lock, so that it sees all writes before it. */
+static void
+read_remote(struct hast_arena *a, struct hast_bio *bio)
+{
+	bio->state = HAST_BIO_RUNNING;
+	if (!seq_of(a)->connected) {
+		acknowledge(a, bio, EIO);
+		seq_unlock(a, bio);
+		finish(a, bio);
+		return;
+	}
+	bio->used = REMOTE;
+	seq_push_remote(a, bio);
 }
 
 /* No earlier overlapping mutation is left: mark its extents, and go as soon as they are marked on disk. */
 static void
 activate(struct hast_arena *a, struct hast_bio *bio)
 {
-	if (seq_map_enter(a, bio) && !seq_of(a)->joining)
+	if ((bio->flags & HAST_BIO_SYNC) != 0)
+		seq_sync_start_chunk(a, bio);
+	else if (bio->cmd == HAST_CMD_READ)
+		read_remote(a, bio);
+	else if (seq_map_enter(a, bio) && !seq_of(a)->joining)
 		seq_launch(a, bio);
 	else
 		seq_map_wait(a, bio);
 }
 
-static void
-mutation_submit(struct hast_arena *a, struct hast_bio *bio)
+void
+seq_lock(struct hast_arena *a, struct hast_bio *bio)
 {
 	struct hast_seq *s = seq_of(a);
 	uint32_t *active = active_of(a);
@@ -239,8 +258,8 @@ mutation_submit(struct hast_arena *a, struct hast_bio *bio)
 }
 
 /* The mutation is over everywhere: those that waited for it alone may start. */
-static void
-unlock(struct hast_arena *a, const struct hast_bio *bio)
+void
+seq_unlock(struct hast_arena *a, const struct hast_bio *bio)
 {
 	struct hast_seq *s = seq_of(a);
 	uint32_t *active = active_of(a);
@@ -267,7 +286,7 @@ seq_refuse(struct hast_arena *a, struct hast_bio *bio, int error)
 {
 	seq_map_leave(a, bio, 1);
 	acknowledge(a, bio, error);
-	unlock(a, bio);
+	seq_unlock(a, bio);
 	finish(a, bio);
 }
 
@@ -325,7 +344,7 @@ mutation_step(struct hast_arena *a, struct hast_bio *bio)
 	if (s->connected && bio->error[HAST_REMOTE] != 0)
 		seq_raise(a, HAST_SEQ_REMOTE_FAILED);
 	seq_map_leave(a, bio, remote_ok && bio->error[HAST_LOCAL] == 0);
-	unlock(a, bio);
+	seq_unlock(a, bio);
 	if (bio->state != HAST_BIO_GRANTWAIT)
 		finish(a, bio);
 }
@@ -378,7 +397,7 @@ flush_launch(struct hast_arena *a, struct hast_bio *bio)
 	bio->state = HAST_BIO_RUNNING;
 	bio->pending = LOCAL;
 	if (s->connected)
-		push_remote(a, bio);
+		seq_push_remote(a, bio);
 	bio->used = bio->pending;
 	seq_push(a, HAST_RING_DISK, bio->slot);
 }
@@ -426,16 +445,18 @@ flush_done(struct hast_arena *a, struct hast_bio *bio)
 		s->flushq_head = HAST_NONE;
 		flush_launch(a, next);
 	}
+	seq_sync_flushed(a);
 }
 
-static void
-prepare(struct hast_arena *a, struct hast_bio *bio)
+void
+seq_prepare(struct hast_arena *a, struct hast_bio *bio)
 {
 	struct hast_seq *s = seq_of(a);
 
 	bio->seq = ++s->seq << 16 | bio->slot;
 	bio->error[HAST_LOCAL] = bio->error[HAST_REMOTE] = 0;
 	bio->result = 0;
+	bio->order = 0;
 	bio->acked = bio->received = bio->used = bio->pending = 0;
 	bio->flags &= (uint8_t)~HAST_BIO_MEMSYNC;
 	s->inuse++;
@@ -452,7 +473,7 @@ seq_own_flush(struct hast_arena *a)
 	bio->flags = 0;
 	bio->held = 0;
 	bio->offset = bio->length = 0;
-	prepare(a, bio);
+	seq_prepare(a, bio);
 	flush_submit(a, bio);
 	return 1;
 }
@@ -481,10 +502,14 @@ hast_seq_submit(struct hast_arena *a, uint32_t slot)
 
 	if (bio->state != HAST_BIO_CLAIMED || !request_ok(a, bio))
 		return -EINVAL;
-	prepare(a, bio);
+	seq_prepare(a, bio);
 	switch (bio->cmd) {
 	case HAST_CMD_READ:
 		s->stats.read++;
+		if (s->sync_remote && seq_sync_marked(a, bio)) {
+			seq_lock(a, bio);
+			break;
+		}
 		bio->state = HAST_BIO_RUNNING;
 		bio->pending = bio->used = LOCAL;
 		seq_push(a, HAST_RING_DISK, slot);
@@ -498,7 +523,7 @@ hast_seq_submit(struct hast_arena *a, uint32_t slot)
 			s->stats.write++;
 		else
 			s->stats.del++;
-		mutation_submit(a, bio);
+		seq_lock(a, bio);
 		break;
 	}
 	return 0;
@@ -511,14 +536,17 @@ read_done(struct hast_arena *a, struct hast_bio *bio, int component)
 {
 	int error = bio->error[component];
 
-	if (error != 0 && component == HAST_LOCAL && seq_of(a)->connected) {
-		push_remote(a, bio);
+	/* An extent that is marked is older on the other node. */
+	if (error != 0 && component == HAST_LOCAL && seq_of(a)->connected && !seq_sync_marked(a, bio)) {
+		seq_push_remote(a, bio);
 		bio->used |= REMOTE;
 		return;
 	}
-	if (error != 0 && bio->error[HAST_LOCAL] != 0)
-		error = bio->error[HAST_LOCAL];
+	if (error != 0)
+		error = bio->error[HAST_LOCAL] != 0 ? bio->error[HAST_LOCAL] : EIO;
 	acknowledge(a, bio, error);
+	if (bio->order != 0)
+		seq_unlock(a, bio);
 	finish(a, bio);
 }
 
@@ -530,6 +558,10 @@ settle(struct hast_arena *a, struct hast_bio *bio, int component)
 	bio->pending &= (uint8_t)~(1u << component);
 	if (component == HAST_REMOTE)
 		__atomic_store_n(&s->nremote, s->nremote - 1, __ATOMIC_RELAXED);
+	if ((bio->flags & HAST_BIO_SYNC) != 0) {
+		seq_sync_chunk_done(a, bio, component);
+		return;
+	}
 	switch (bio->cmd) {
 	case HAST_CMD_READ:
 		read_done(a, bio, component);
@@ -635,6 +667,7 @@ hast_seq_disconnect(struct hast_arena *a)
 	struct hast_seq *s = seq_of(a);
 
 	s->connected = s->joining = s->degraded_ok = s->asked = s->flush_whole = 0;
+	seq_sync_stop(a);
 	/* What was to be said of this connection must not be taken for the next one's. */
 	s->events &= ~(uint32_t)(HAST_SEQ_REMOTE_FAILED | HAST_SEQ_CONNECTED);
 	hast_ring_init(hast_arena_ring(a, HAST_RING_SEND), a->ring_entries);

@@ -45,6 +45,7 @@ enum hast_mode {
 #define HAST_SEQ_NEED_DEGRADED 1	/* raise localcnt, store it, then grant */
 #define HAST_SEQ_REMOTE_FAILED 2	/* the secondary answered with an error: drop it */
 #define HAST_SEQ_MAP_FAILED 4		/* the activemap could not be written */
+#define HAST_SEQ_SYNC_DONE 16	/* both nodes have the same data, durable */
 #define HAST_SEQ_CONNECTED 8		/* the merged map is durable: requests go to the secondary from now on */
 
 struct hast_extent {
@@ -57,6 +58,19 @@ struct hast_keep {
 	uint64_t extent;
 	uint32_t prev;			/* towards the most recently used; 0 is the list's head */
 	uint32_t next;
+};
+
+#define HAST_SYNC_EXTENTS 4		/* extents that a resynchronisation copies at once */
+
+struct hast_sync_extent {
+	uint64_t extent;
+	uint64_t next;			/* bytes: the next chunk */
+	uint64_t end;
+	uint32_t out;			/* chunks under way */
+	uint32_t epoch;			/* which use of this place it is */
+	uint8_t used;
+	uint8_t failed;			/* something failed on it: it stays marked */
+	uint8_t pad[6];
 };
 
 struct hast_seq_stats {
@@ -92,7 +106,8 @@ struct hast_seq {
 	uint32_t mapwait_head;
 	uint32_t mapwait_tail;
 	uint32_t map_busy;		/* a map update is under way */
-	uint32_t map_dirty;		/* some block of the map is changed and not written */
+	uint32_t map_dirty;		/* some block of the map may be changed and not written */
+	uint32_t map_next;		/* block at which the search for changed ones begins */
 	uint32_t flush_running;		/* slot of the flush under way, or HAST_NONE */
 	uint32_t flushq_head;		/* flushes that it does not cover, as one batch */
 	uint32_t flushq_tail;
@@ -104,6 +119,18 @@ struct hast_seq {
 	uint32_t nkeep;
 	uint32_t inuse;			/* submitted and not finished */
 	uint32_t nremote;		/* with the secondary now */
+	uint32_t sync_on;		/* a resynchronisation runs */
+	uint32_t sync_remote;		/* the secondary has the newer data: marked extents are read there */
+	uint32_t sync_chunks;		/* under way */
+	uint32_t sync_failed;		/* extents that could not be copied in this pass */
+	uint32_t sync_epoch;
+	uint64_t sync_cursor;		/* extent */
+	uint64_t sync_flush;		/* epoch whose flush ends it; 0 while there is something to copy */
+	uint64_t sync_copied;		/* extents, since it began */
+	uint64_t sync_bytes;		/* read from the source, since it began */
+	uint64_t sync_rate;		/* bytes per second at most; 0: no limit */
+	int64_t sync_credit;		/* bytes that may be issued now */
+	struct hast_sync_extent sync_extent[4];
 	struct hast_seq_stats stats;
 };
 
@@ -133,6 +160,10 @@ void hast_seq_grant_degraded(struct hast_arena *a);
 /* The secondary is there; map (mapsize bytes, may be NULL) is its own, to be merged. Durable before the first request
    goes out: writes wait for it as for any map update. */
 void hast_seq_connect(struct hast_arena *a, const uint8_t *map);
+/* Begins to copy the extents that may differ, from the secondary when from_remote, else to it. After HAST_SEQ_CONNECTED. */
+void hast_seq_sync_start(struct hast_arena *a, int from_remote);
+/* Time has passed: a resynchronisation with a rate gets its share, extents that failed are tried again. */
+void hast_seq_sync_tick(struct hast_arena *a, uint32_t elapsed_ms);
 /* The secondary is gone, and the send and recv stages with it; their rings have been drained. */
 void hast_seq_disconnect(struct hast_arena *a);
 /* A quiet moment: clears extents that may be cleared. 1 when it started some I/O. */

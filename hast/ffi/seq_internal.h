@@ -46,7 +46,32 @@ void seq_refuse(struct hast_arena *a, struct hast_bio *bio, int error);
 /* A flush of the sequencer's own, unless one is under way. 1 when it was started. */
 int seq_own_flush(struct hast_arena *a);
 
+void seq_push_remote(struct hast_arena *a, struct hast_bio *bio);
+/* Number, errors and flags of a bio that enters the sequencer. */
+void seq_prepare(struct hast_arena *a, struct hast_bio *bio);
+/* Takes the range lock, and goes on as soon as nothing earlier overlaps. */
+void seq_lock(struct hast_arena *a, struct hast_bio *bio);
+void seq_unlock(struct hast_arena *a, const struct hast_bio *bio);
+
+/* ---- seq_sync.c ---- */
+
+/* The chunk has its range lock. */
+void seq_sync_start_chunk(struct hast_arena *a, struct hast_bio *bio);
+void seq_sync_chunk_done(struct hast_arena *a, struct hast_bio *bio, int component);
+/* Hands out chunks as far as the window goes. */
+void seq_sync_pump(struct hast_arena *a);
+/* A flush has completed. */
+void seq_sync_flushed(struct hast_arena *a);
+void seq_sync_stop(struct hast_arena *a);
+/* Something failed on the extent: what is being copied of it does not count. */
+void seq_sync_spoil(struct hast_arena *a, uint64_t extent);
+/* Does the bio touch an extent that may differ between the nodes? */
+int seq_sync_marked(struct hast_arena *a, const struct hast_bio *bio);
+
 /* ---- seq_map.c ---- */
+
+/* The extent has been copied and is not marked in sync any more. */
+void seq_map_copied(struct hast_arena *a, uint64_t extent);
 
 void seq_map_init(struct hast_arena *a);
 /* Counts the mutation in on its extents. 1: they are all dirty on disk, 0: it has to wait for a map update. */

@@ -164,8 +164,10 @@ seq_map_leave(struct hast_arena *a, const struct hast_bio *bio, int clean)
 		if (bio->used != 0)
 			e->epoch = s->epoch;
 		e->inflight--;
-		if (!clean)
+		if (!clean) {
 			sync[n >> 3] |= (uint8_t)(1u << (n & 7));
+			seq_sync_spoil(a, n);
+		}
 		if (e->inflight == 0 && !bit_test(sync, n))
 			s->ndirty--;
 	}
@@ -201,6 +203,16 @@ seq_map_suspect(struct hast_arena *a)
 		else if (bit_test(dirty, n) && extent_of(a, n)->epoch > seq_of(a)->flushed)
 			mark_sync(a, n);
 	}
+}
+
+void
+seq_map_copied(struct hast_arena *a, uint64_t extent)
+{
+	struct hast_extent *e = extent_of(a, extent);
+
+	e->epoch = seq_of(a)->epoch;
+	if (e->inflight == 0)
+		seq_of(a)->ndirty--;
 }
 
 void
@@ -268,19 +280,22 @@ seq_map_clean(struct hast_arena *a)
 	return cold;
 }
 
-/* The first run of changed blocks that fits in a slab. Length 0 when nothing is changed. */
+/* A run of changed blocks that fits in a slab; length 0 when nothing is changed. Each search begins where the last run
+   ended, so that a block that cannot be written keeps nobody from writing the others. */
 static void
 changed_run(struct hast_arena *a, uint64_t *offset, uint64_t *length)
 {
+	struct hast_seq *s = seq_of(a);
 	const uint8_t *changed = changed_of(a);
 	uint64_t blocks = (a->geo.mapsize + HAST_MAP_BLOCK - 1) / HAST_MAP_BLOCK;
-	uint64_t first = 0, end;
+	uint64_t first = s->map_next, end;
 
-	while (first < blocks && !changed[first])
-		first++;
+	for (uint64_t n = 0; n < blocks && !changed[first]; n++)
+		first = first + 1 < blocks ? first + 1 : 0;
 	end = first;
 	while (end < blocks && changed[end] && (end + 1 - first) * HAST_MAP_BLOCK <= a->geo.slab_size)
 		end++;
+	s->map_next = (uint32_t)(end < blocks ? end : 0);
 	*offset = first * HAST_MAP_BLOCK;
 	*length = (end - first) * HAST_MAP_BLOCK;
 	if (*length > 0 && *offset + *length > a->geo.mapsize)
@@ -323,19 +338,30 @@ seq_map_start(struct hast_arena *a)
 	seq_push(a, HAST_RING_DISK, bio->slot);
 }
 
-/* Does the mutation touch an extent whose bit stands in these bytes of the map? */
+/* Was this update, of these bytes of the map, to make an extent dirty that the mutation waits for? */
 static int
-touches(const struct hast_arena *a, const struct hast_bio *bio, uint64_t offset, uint64_t length)
+needed(struct hast_arena *a, const struct hast_bio *bio, uint64_t offset, uint64_t length)
 {
-	return first_extent(a, bio) < (offset + length) * 8 && last_extent(a, bio) >= offset * 8;
+	const uint8_t *update = hast_arena_slab(a, map_slot(a));
+	uint64_t first = first_extent(a, bio), last = last_extent(a, bio);
+
+	if (first < offset * 8)
+		first = offset * 8;
+	if (last >= (offset + length) * 8)
+		last = (offset + length) * 8 - 1;
+	for (uint64_t n = first; n <= last; n++)
+		if (bit_test(update, n - offset * 8) && !bit_test(ondisk_of(a), n))
+			return 1;
+	return 0;
 }
 
-/* Those who waited go, or are refused when it was their part of the map that could not be written. */
+/* Those who waited go, or are refused when the update that they needed has failed. */
 static void
 wake_waiters(struct hast_arena *a, int error, uint64_t offset, uint64_t length)
 {
 	struct hast_seq *s = seq_of(a);
 	uint32_t slot = s->mapwait_head;
+	uint32_t refused = HAST_NONE, tail = HAST_NONE;
 
 	s->mapwait_head = HAST_NONE;
 	while (slot != HAST_NONE) {
@@ -344,10 +370,17 @@ wake_waiters(struct hast_arena *a, int error, uint64_t offset, uint64_t length)
 		slot = bio->next;
 		if (!s->joining && durable(a, bio))
 			seq_launch(a, bio);
-		else if (error != 0 && touches(a, bio, offset, length))
-			seq_refuse(a, bio, error);
+		else if (error != 0 && needed(a, bio, offset, length))
+			seq_list_append(a, &refused, &tail, bio->slot);
 		else
 			seq_list_append(a, &s->mapwait_head, &s->mapwait_tail, bio->slot);
+	}
+	/* Only now, because this may start the next update, which overwrites the slab. */
+	while (refused != HAST_NONE) {
+		struct hast_bio *bio = bio_of(a, refused);
+
+		refused = bio->next;
+		seq_refuse(a, bio, error);
 	}
 }
 
@@ -363,6 +396,7 @@ seq_map_done(struct hast_arena *a, int error)
 		s->map_busy = 0;
 		if (error == 0) {
 			memcpy(ondisk_of(a) + offset, hast_arena_slab(a, bio->slot), length);
+			s->asked &= ~(uint32_t)HAST_SEQ_MAP_FAILED;
 		} else {
 			memset(changed_of(a) + offset / HAST_MAP_BLOCK, 1,
 			    (length + HAST_MAP_BLOCK - 1) / HAST_MAP_BLOCK);

@@ -1,0 +1,338 @@
+/*
+ * The sequencer's resynchronisation: copies extents that are marked in `sync` from the node that has the newer data to the
+ * other one, in chunks of a slab, a window of them under way.
+ *
+ * Invariants:
+ * - a chunk holds the range lock from the start of its read until its write has completed (3 order): clients'
+ *   mutations of that range come before or after it as a whole;
+ * - an extent leaves `sync` when all its chunks were copied since it was chosen and nothing failed on it meanwhile; its dirty
+ *   bit stays until both nodes have completed a flush (2 clean after durable);
+ * - HAST_SEQ_SYNC_DONE is raised when `sync` is empty and both nodes have completed a flush after the last copy;
+ * - no more than a few chunks are under way while clients have requests in here.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "seq.h"
+#include "seq_internal.h"
+
+#define BESIDE_CLIENTS 4u	/* chunks under way while clients want the disks and the link as well */
+
+static uint8_t *
+sync_of(struct hast_arena *a)
+{
+	return (uint8_t *)a + a->sync_off;
+}
+
+static int
+is_active(const struct hast_seq *s, uint64_t extent)
+{
+	for (int i = 0; i < HAST_SYNC_EXTENTS; i++)
+		if (s->sync_extent[i].used && s->sync_extent[i].extent == extent)
+			return 1;
+	return 0;
+}
+
+/* The next marked extent from the cursor on that is not being copied, or nextents. */
+static uint64_t
+find_marked(struct hast_arena *a, uint64_t from)
+{
+	const uint8_t *sync = sync_of(a);
+
+	for (uint64_t n = from; n < a->nextents; n++) {
+		if (sync[n >> 3] == 0) {
+			n |= 7;
+			continue;
+		}
+		if (bit_test(sync, n) && !is_active(seq_of(a), n))
+			return n;
+	}
+	return a->nextents;
+}
+
+int
+seq_sync_marked(struct hast_arena *a, const struct hast_bio *bio)
+{
+	uint64_t last = (bio->offset + bio->length - 1) >> a->extent_shift;
+
+	for (uint64_t n = bio->offset >> a->extent_shift; n <= last; n++)
+		if (bit_test(sync_of(a), n))
+			return 1;
+	return 0;
+}
+
+void
+seq_sync_spoil(struct hast_arena *a, uint64_t extent)
+{
+	struct hast_seq *s = seq_of(a);
+
+	for (int i = 0; i < HAST_SYNC_EXTENTS; i++)
+		if (s->sync_extent[i].used && s->sync_extent[i].extent == extent)
+			s->sync_extent[i].failed = 1;
+}
+
+/* ---- chunks ---- */
+
+static void
+chunk_free(struct hast_arena *a, struct hast_bio *bio)
+{
+	struct hast_seq *s = seq_of(a);
+
+	bio->state = HAST_BIO_FREE;
+	bio->cmd = HAST_CMD_NONE;
+	bio->next = s->sync_free_head;
+	s->sync_free_head = bio->slot;
+	s->sync_chunks--;
+	s->inuse--;
+}
+
+/* The extent that is copied in place i is through, or given up. */
+static void
+extent_over(struct hast_arena *a, struct hast_sync_extent *e)
+{
+	struct hast_seq *s = seq_of(a);
+
+	e->used = 0;
+	if (e->failed) {
+		s->sync_failed++;
+		return;
+	}
+	sync_of(a)[e->extent >> 3] &= (uint8_t)~(1u << (e->extent & 7));
+	seq_map_copied(a, e->extent);
+	s->sync_copied++;
+}
+
+static void
+chunk_over(struct hast_arena *a, struct hast_bio *bio, int failed)
+{
+	struct hast_seq *s = seq_of(a);
+	struct hast_sync_extent *e = &s->sync_extent[bio->request];
+	int current = s->sync_on && e->used && e->epoch == bio->sync_epoch;
+
+	seq_unlock(a, bio);
+	chunk_free(a, bio);
+	if (!current)
+		return;		/* of a resynchronisation that was broken off */
+	e->failed |= (uint8_t)failed;
+	e->out--;
+	if (e->out == 0 && (e->next == e->end || e->failed))
+		extent_over(a, e);
+	seq_sync_pump(a);
+}
+
+static void
+chunk_push(struct hast_arena *a, struct hast_bio *bio, int component, uint8_t cmd)
+{
+	bio->cmd = cmd;
+	bio->error[component] = 0;
+	bio->used |= (uint8_t)(1u << component);
+	if (component == HAST_REMOTE) {
+		seq_push_remote(a, bio);
+	} else {
+		bio->pending |= 1u << HAST_LOCAL;
+		seq_push(a, HAST_RING_DISK, bio->slot);
+	}
+}
+
+void
+seq_sync_start_chunk(struct hast_arena *a, struct hast_bio *bio)
+{
+	struct hast_seq *s = seq_of(a);
+
+	bio->state = HAST_BIO_RUNNING;
+	if (!s->sync_on || !s->connected) {
+		chunk_over(a, bio, 1);
+		return;
+	}
+	chunk_push(a, bio, s->sync_remote ? HAST_REMOTE : HAST_LOCAL, HAST_CMD_READ);
+}
+
+void
+seq_sync_chunk_done(struct hast_arena *a, struct hast_bio *bio, int component)
+{
+	struct hast_seq *s = seq_of(a);
+	int error = bio->error[component];
+
+	if (error != 0 && component == HAST_REMOTE && s->connected)
+		seq_raise(a, HAST_SEQ_REMOTE_FAILED);
+	if (error == 0 && bio->cmd == HAST_CMD_READ && s->sync_on && s->connected) {
+		s->sync_bytes += bio->length;
+		chunk_push(a, bio, component == HAST_LOCAL ? HAST_REMOTE : HAST_LOCAL, HAST_CMD_WRITE);
+		return;
+	}
+	chunk_over(a, bio, error != 0 || bio->cmd == HAST_CMD_READ);
+}
+
+static void
+chunk_issue(struct hast_arena *a, uint32_t place)
+{
+	struct hast_seq *s = seq_of(a);
+	struct hast_sync_extent *e = &s->sync_extent[place];
+	struct hast_bio *bio = bio_of(a, s->sync_free_head);
+	uint64_t left = e->end - e->next;
+
+	s->sync_free_head = bio->next;
+	s->sync_chunks++;
+	bio->cmd = HAST_CMD_READ;
+	bio->flags = HAST_BIO_SYNC;
+	bio->held = 0;
+	bio->request = place;
+	bio->sync_epoch = e->epoch;
+	bio->offset = e->next;
+	bio->length = left < a->geo.slab_size ? left : a->geo.slab_size;
+	e->next += bio->length;
+	e->out++;
+	if (s->sync_rate != 0)
+		s->sync_credit -= (int64_t)bio->length;
+	seq_prepare(a, bio);
+	seq_lock(a, bio);
+}
+
+/* ---- which extent, and when ---- */
+
+/* A place with chunks to hand out, choosing a new extent when there is room for one; HAST_SYNC_EXTENTS when there is nothing. */
+static uint32_t
+choose_place(struct hast_arena *a)
+{
+	struct hast_seq *s = seq_of(a);
+	uint32_t unused = HAST_SYNC_EXTENTS;
+	uint64_t extent;
+
+	for (uint32_t i = 0; i < HAST_SYNC_EXTENTS; i++) {
+		const struct hast_sync_extent *e = &s->sync_extent[i];
+
+		if (e->used && !e->failed && e->next < e->end)
+			return i;
+		if (!e->used)
+			unused = i;
+	}
+	if (unused == HAST_SYNC_EXTENTS)
+		return HAST_SYNC_EXTENTS;
+	extent = find_marked(a, s->sync_cursor);
+	s->sync_cursor = extent < a->nextents ? extent + 1 : extent;
+	if (extent == a->nextents)
+		return HAST_SYNC_EXTENTS;
+
+	struct hast_sync_extent *e = &s->sync_extent[unused];
+
+	memset(e, 0, sizeof(*e));
+	e->used = 1;
+	e->epoch = ++s->sync_epoch;
+	e->extent = extent;
+	e->next = extent << a->extent_shift;
+	e->end = e->next + a->geo.extentsize;
+	if (e->end > a->geo.datasize)
+		e->end = a->geo.datasize;
+	return unused;
+}
+
+/* Nothing is under way and the cursor is at the end: again from the start, or done. */
+static void
+pass_over(struct hast_arena *a)
+{
+	struct hast_seq *s = seq_of(a);
+
+	for (int i = 0; i < HAST_SYNC_EXTENTS; i++)
+		if (s->sync_extent[i].used)
+			return;
+	if (s->sync_cursor < a->nextents || s->sync_failed != 0)
+		return;
+	if (find_marked(a, 0) < a->nextents) {
+		s->sync_cursor = 0;	/* marked while we were further on */
+		seq_sync_pump(a);
+		return;
+	}
+	/* What was copied has to be durable on both before anybody relies on it. */
+	if (s->sync_flush == 0)
+		s->sync_flush = s->epoch;
+	if (s->flushed < s->sync_flush)
+		(void)seq_own_flush(a);
+}
+
+void
+seq_sync_pump(struct hast_arena *a)
+{
+	struct hast_seq *s = seq_of(a);
+	int clients = s->inuse > s->sync_chunks;
+	uint32_t window = clients ? BESIDE_CLIENTS : a->geo.nsync;
+
+	if (!s->sync_on || !s->connected)
+		return;
+	while (s->sync_chunks < window && s->sync_free_head != HAST_NONE &&
+	    (s->sync_rate == 0 || s->sync_credit > 0)) {
+		uint32_t place = choose_place(a);
+
+		if (place == HAST_SYNC_EXTENTS) {
+			pass_over(a);
+			return;
+		}
+		chunk_issue(a, place);
+	}
+}
+
+void
+seq_sync_flushed(struct hast_arena *a)
+{
+	struct hast_seq *s = seq_of(a);
+
+	if (!s->sync_on || s->sync_flush == 0)
+		return;
+	if (find_marked(a, 0) < a->nextents) {
+		s->sync_flush = 0;
+		s->sync_cursor = 0;
+		seq_sync_pump(a);
+	} else if (s->flushed >= s->sync_flush) {
+		s->sync_on = 0;
+		s->sync_remote = 0;
+		s->events |= HAST_SEQ_SYNC_DONE;
+	} else {
+		(void)seq_own_flush(a);
+	}
+}
+
+void
+hast_seq_sync_start(struct hast_arena *a, int from_remote)
+{
+	struct hast_seq *s = seq_of(a);
+
+	memset(s->sync_extent, 0, sizeof(s->sync_extent));
+	s->sync_on = 1;
+	s->sync_remote = from_remote != 0;
+	s->sync_cursor = 0;
+	s->sync_flush = 0;
+	s->sync_failed = 0;
+	s->sync_copied = 0;
+	s->sync_bytes = 0;
+	seq_sync_pump(a);
+}
+
+/* A new connection starts anew; until then reads of marked extents still belong to the other node. */
+void
+seq_sync_stop(struct hast_arena *a)
+{
+	struct hast_seq *s = seq_of(a);
+
+	s->sync_on = 0;
+	memset(s->sync_extent, 0, sizeof(s->sync_extent));
+}
+
+void
+hast_seq_sync_tick(struct hast_arena *a, uint32_t elapsed_ms)
+{
+	struct hast_seq *s = seq_of(a);
+	int64_t most = (int64_t)(s->sync_rate / 4);
+
+	if (!s->sync_on)
+		return;
+	/* Extents that failed get another chance; unused credit does not pile up. */
+	if (s->sync_failed != 0 && s->sync_chunks == 0) {
+		s->sync_failed = 0;
+		s->sync_cursor = 0;
+	}
+	if (s->sync_rate != 0) {
+		s->sync_credit += (int64_t)(s->sync_rate * elapsed_ms / 1000);
+		if (s->sync_credit > most)
+			s->sync_credit = most;
+	}
+	seq_sync_pump(a);
+}
