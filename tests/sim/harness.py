@@ -71,12 +71,7 @@ def bits(extents: Iterable[int]) -> int:
 
 def extents_of(bitmap: int) -> set[int]:
     """The extents that are set in a bitmap."""
-    found = set()
-    while bitmap:
-        low = bitmap & -bitmap
-        found.add(low.bit_length() - 1)
-        bitmap ^= low
-    return found
+    return {n for n, digit in enumerate(reversed(f"{bitmap:b}")) if digit == "1"}
 
 
 class Sequencer:
@@ -307,12 +302,12 @@ class Bench:
 
     def settle_map(self) -> None:
         """All map updates that are needed now, and those that follow from them."""
-        while self.updating() is not None:
+        while self.seq.map_slot in self.local:
             self.map_done()
 
     def settle_own(self) -> None:
         """Map updates, and flushes that the sequencer makes for itself."""
-        while self.seq.own_flush_slot in self.local or self.updating() is not None:
+        while self.seq.own_flush_slot in self.local or self.seq.map_slot in self.local:
             self.settle_map()
             self.done(self.seq.own_flush_slot)
 
