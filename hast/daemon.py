@@ -80,8 +80,8 @@ class Daemon:
             await self._workforce.start()
             self._events = Events(self._rundir.path)
             await server.start()
-            log.info("hastd started: node %s, %d resources", self.config.node, len(self._supervisors))
             started()
+            log.info("hastd started: node %s, %d resources", self.config.node, len(self._supervisors))
             await self._stop.wait()
         finally:
             await self._shutdown(server)
