@@ -39,6 +39,7 @@ lib = _hast.lib
 CLIENT_SLOTS = 256  # bios of clients under way at once
 SYNC_SLOTS = 32
 SLAB_SIZE = 128 * 1024  # bytes: what a peer of version 2 takes in one request
+LOCK_SECONDS = 2.0  # for the kernel to let go of the component of a worker that was killed
 RESTARTS = 8  # of the pipeline, within
 RESTART_WINDOW = 60.0  # seconds, before the worker gives up and is started anew itself
 
@@ -66,7 +67,7 @@ class Primary:
     async def start(self) -> None:
         """Serve the resource. Raises HastError; shutdown() then takes away what is there already."""
         resource = self.resource
-        self.component = open_component(resource.name, resource.localpath, resource.directio)
+        self.component = open_component(resource.name, resource.localpath, resource.directio, wait=LOCK_SECONDS)
         self.metadata = self.component.read_metadata()
         self._become_primary()
         self.device = blockdev.choose(resource, self.rundir)

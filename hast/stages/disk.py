@@ -17,6 +17,7 @@ from typing import Any
 
 from hast.errors import ProtocolError, SystemCallError
 from hast.ffi import _hast
+from hast.stages import protect
 from hast.stages.context import DISK, GGATE, RECV, DiskSettings, StageContext
 
 ffi, lib = _hast.ffi, _hast.lib
@@ -29,6 +30,8 @@ NO_URING = (ENOSYS, EPERM, ENOMEM)  # not in this kernel, not allowed, not enoug
 
 def run(context: StageContext) -> int:
     """Serve until told to stop or until it cannot go on; the exit code. Raises SystemCallError, ProtocolError."""
+    if context.serves_device:
+        protect.protect(context.resource)
     pump, engine = _set_up(context)
     try:
         context.control.send({"event": "up", "engine": engine})
