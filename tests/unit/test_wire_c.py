@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from hast.ffi._hast import ffi, lib
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hast import compression, errnos, messages
 from hast.errors import DataError
+from hast.ffi._hast import ffi, lib
 from hast.messages import Cmd, DataInfo, Reply, Request, check_request, pack_message
 from hast.nv import Nv, decode
 from tests import vectors
