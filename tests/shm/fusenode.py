@@ -2,8 +2,8 @@
 run as a program this file is what it starts: python -m tests.shm.fusenode RUNDIR NAME COMPONENT '{"datasize": ...}'
 
 The component is a file whose first 8192 bytes are a block for metadata (not used) and the activemap. The program
-reads one command a line and answers each with one line of JSON: attach; facts; stop (SIGSTOP of both stages); crash
-(kill -9 of both stages, new ones in a new arena). End of file ends it.
+reads one command a line and answers each with one line of JSON: attach; facts; stop (SIGSTOP of both stages); stop disk;
+crash (kill -9 of both stages, new ones in a new arena). End of file ends it.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Stages:
 
     arena: Any
     memory: mmap.mmap
-    pids: list[int]
+    pids: list[int]  # disk, ggate
     controls: list[socket.socket]
     bells: list[int]
 
@@ -243,8 +243,8 @@ def main() -> None:
             answer["device"] = str(fuse.attach_loop(rundir, name))
         elif line == "facts\n":
             answer = facts(stages.arena)
-        elif line == "stop\n":
-            for pid in stages.pids:
+        elif line in ("stop\n", "stop disk\n"):
+            for pid in stages.pids[: 1 if "disk" in line else 2]:
                 os.kill(pid, signal.SIGSTOP)
         elif line == "crash\n":
             stages.kill()

@@ -260,9 +260,20 @@ def join(threads: list[threading.Thread]) -> None:
         assert not thread.is_alive(), "a writer hangs"
 
 
-def test_writers_do_not_notice_that_the_stages_were_killed(node: FuseNode) -> None:
+def test_requests_that_no_ggate_has_taken_go_to_the_next_one(node: FuseNode) -> None:
     node.ask("stop")
+    writers_do_not_notice_a_crash(node)
+
+
+def test_requests_that_a_ggate_died_with_go_to_the_next_one(node: FuseNode) -> None:
+    node.ask("stop disk")
+    before = node.ask("facts")["write"]
+    writers_do_not_notice_a_crash(node, lambda: node.ask("facts")["write"] == before + 8)
+
+
+def writers_do_not_notice_a_crash(node: FuseNode, taken: Callable[[], bool] = lambda: True) -> None:
     threads, results = blocked_writes(node, 8)
+    until(taken, "the ggate stage has taken the writes")
     assert in_flight(node.device) == 8
     node.ask("crash")
     join(threads)

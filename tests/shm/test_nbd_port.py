@@ -412,6 +412,18 @@ def test_leaving_in_the_middle_of_replies(start: Callable[..., Server], structur
 
 
 @KINDS
+def test_leaving_alone_with_a_reply_that_waits_for_slots(start: Callable[..., Server], structured: bool) -> None:
+    """Nobody else is there to free a slot or to wake the stage."""
+    server = start()
+    with server.client(structured=structured) as client:
+        client.start(READ, 0, 32 * MIB)
+        client.start(READ, 0, 32 * MIB)
+        limit = server.nclient // 4
+        eventually(lambda: server.facts()["free"] == server.nclient - limit, "the client's slots are in use")
+    all_given_back(server)
+
+
+@KINDS
 def test_who_never_reads_stops_nobody_else(start: Callable[..., Server], structured: bool) -> None:
     server = start()
     data = os.urandom(4 * MIB)
