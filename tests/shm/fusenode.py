@@ -2,8 +2,8 @@
 run as a program this file is what it starts: python -m tests.shm.fusenode RUNDIR NAME COMPONENT '{"datasize": ...}'
 
 The component is a file whose first 8192 bytes are a block for metadata (not used) and the activemap. The program
-reads one command a line and answers each with one line of JSON: attach; facts; stop (SIGSTOP of both stages); stop disk;
-crash (kill -9 of both stages, new ones in a new arena). End of file ends it.
+reads one command a line and answers each with one line of JSON: attach; facts; stop (SIGSTOP of both stages);
+stop disk; crash (kill -9 of both stages, new ones in a new arena). End of file ends it.
 """
 
 from __future__ import annotations

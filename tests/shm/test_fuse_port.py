@@ -80,8 +80,8 @@ class Direct:
 
 def fio(device: Path | str, *arguments: str) -> list[str]:
     need("fio")
-    common = ["--name=test", f"--filename={device}", "--direct=1", "--ioengine=libaio", "--eta=never", "--minimal"]
-    return [str(find("fio")), *common, *arguments]
+    common = ["--name=test", f"--filename={device}", "--direct=1", "--ioengine=libaio", "--minimal"]
+    return [str(find("fio")), *common, "--verify_state_save=0", *arguments]
 
 
 def run_fio(device: Path | str, *arguments: str) -> None:
