@@ -56,7 +56,8 @@ class Metadata:
     """What a metadata block says. Sizes and offset in bytes, keepdirty in extents.
 
     prevrole is the role of the one who wrote the block, pair that role's counters. syncing: this node is
-    the target of a synchronisation that has not finished, so its data is not fit to be used.
+    the target of a synchronisation that has not finished, so its data is not fit to be used. alone: localcnt was
+    raised since the other node was last met, so it need not be raised again (hast.decision).
     """
 
     resource: str
@@ -68,6 +69,7 @@ class Metadata:
     pair: Pair = Pair()
     prevrole: Role = Role.INIT
     syncing: bool = False
+    alone: bool = False
 
     @property
     def mapsize(self) -> int:
@@ -96,6 +98,8 @@ class Metadata:
         if self.syncing:
             # Ours: the original ignores it. Absent when false, so that blocks stay those of the original.
             nv.add_uint8("syncing", 1)
+        if self.alone:
+            nv.add_uint8("alone", 1)
         return nv.encode(METADATA_SIZE).ljust(METADATA_SIZE, b"\0")
 
 
@@ -147,6 +151,7 @@ def _from_nv(nv: Nv) -> Metadata:
         pair=Pair(nv.get_uint64("localcnt"), nv.get_uint64("remotecnt")),
         prevrole=Role.from_text(nv.get_string("prevrole")),
         syncing=nv.get_uint8("syncing", 0) != 0,
+        alone=nv.get_uint8("alone", 0) != 0,
     )
     _check_sizes(metadata)
     return metadata

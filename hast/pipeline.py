@@ -1,10 +1,12 @@
-"""The stages of one resource: started together, stopped together, started anew when one of them dies.
+"""The stages of one resource: started together, stopped together, their ends noticed.
 
 Invariants:
-- Each start makes a new arena and loads the activemap from disk: what was in flight before is unknown, and its
-  extents are dirty there (invariant 1), so nothing is lost with the old arena.
-- Stages are killed, and collected, before new ones are started: a component never has two writers.
-- The worker's own descriptors (component, FUSE channel) are not touched by any of this.
+- Each start makes a new arena: what was in flight before is unknown, and its extents are dirty on disk
+  (invariant 1), so nothing is lost with the old arena.
+- Stages are killed, and collected, before new ones are started: a component never has two writers, a ring never
+  two producers.
+- The worker's own descriptors (component, FUSE channel) are not touched by any of this. A connection's descriptors
+  belong to its stages: the worker's copies are closed when those run.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from hast.channel import Channel, ChannelClosedError, Message
@@ -28,66 +30,70 @@ log = logging.getLogger(__name__)
 
 UP_SECONDS = 10.0  # for a stage to report that it runs
 CLIENT_SECONDS = 1.0  # for NBD clients to finish what they are sending and to take their answers
-QUIET_SECONDS = 10.0  # for what is under way to be answered when it is stopped
-END_SECONDS = 10.0  # for a stage to end when it was told to
+END_SECONDS = 10.0  # for a stage to finish what is under way and to end
 
 ENTRIES: dict[int, Entry] = {GGATE: ggate_stage.run, DISK: disk_stage.run}
-# The consumer of a ring is there before its producer.
-START_ORDER = (DISK, GGATE)
 
 OnMessage = Callable[[int, Message], None]
-OnDeath = Callable[[str], None]
+OnDeath = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
 class PipelineSettings:
-    """What the stages of a primary are made of."""
+    """What the stages of a resource have in common."""
 
     resource: str
     role: str
     geometry: Geometry
     disk: DiskSettings
-    serves_device: bool
-    metaflush: bool
+    serves_device: bool = False
+
+
+@dataclass
+class Stage:
+    """A running stage: `up` is done when it runs, `end`, with how it ended, when it was collected."""
+
+    child: Child
+    channel: Channel
+    up: asyncio.Future[None]
+    end: asyncio.Future[str]
+    stopping: bool = False
 
 
 @dataclass
 class Pipeline:
-    """The running stages. on_message is called with each message of a stage, on_death with a sentence, once, when a
-    stage ended that nobody had told to; both in the worker's event loop."""
+    """The running stages. on_message is called with each message of a stage, on_death with the stage and a
+    sentence when one ended that nobody had told to; both in the worker's event loop."""
 
     settings: PipelineSettings
     on_message: OnMessage
     on_death: OnDeath
     arena: Arena | None = None
-    stages: dict[int, Child] = field(default_factory=dict)
+    stages: dict[int, Stage] = field(default_factory=dict)
     _bells: dict[int, int] = field(default_factory=dict)
-    _up: dict[int, asyncio.Future[None]] = field(default_factory=dict)
-    _ends: dict[int, asyncio.Future[str]] = field(default_factory=dict)
-    _stopping: bool = False
-    _broken: bool = False
 
-    async def start(self, activemap: bytes, degraded_granted: bool) -> None:
-        """Start all stages and wait until they report. Raises HastError; nothing is left running then."""
-        self._stopping = self._broken = False
+    def create(self) -> Arena:
+        """The arena and the doorbells, before any stage. Raises HastError."""
+        assert not self.stages
         self.arena = Arena.create(self.settings.geometry, self.settings.resource)
-        self.arena.load_map(activemap)
-        self.arena.seq.metaflush = int(self.settings.metaflush)
-        self.arena.seq.degraded_ok = int(degraded_granted)
+        for stage in range(len(STAGE_NAMES)):
+            self._bells[stage] = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        return self.arena
+
+    async def start(self, *stages: int) -> None:
+        """Start these stages, consumers first, and wait until they report. Raises HastError; none of them runs then."""
         try:
-            for stage in START_ORDER:
-                self._bells[stage] = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            for stage in START_ORDER:
+            for stage in stages:
                 self._fork(stage)
             async with asyncio.timeout(UP_SECONDS):
-                await asyncio.gather(*self._up.values())
+                await asyncio.gather(*(self.stages[stage].up for stage in stages))
         except TimeoutError:
-            await self.kill()
+            await self.kill(*stages)
             raise SystemCallError(
                 f"{self.settings.resource}: its stages did not start within {UP_SECONDS:g} s"
             ) from None
-        except HastError:
-            await self.kill()
+        except BaseException:
+            await self.kill(*stages)
             raise
 
     def _fork(self, stage: int) -> None:
@@ -106,22 +112,18 @@ class Pipeline:
         )
         child = start_stage(context, ENTRIES[stage], ours)
         loop = asyncio.get_running_loop()
-        self.stages[stage] = child
-        self._up[stage] = loop.create_future()
-        self._ends[stage] = loop.create_future()
+        self.stages[stage] = Stage(child, ours, loop.create_future(), loop.create_future())
         loop.add_reader(ours.fileno(), self._readable, stage)
         loop.add_reader(child.pidfd, self._ended, stage)
 
     def send(self, stage: int, message: Message, fds: tuple[int, ...] = ()) -> None:
         """A message to a stage; one that has just ended is not an error: its end is handled elsewhere."""
-        channel = self.stages[stage].channel if stage in self.stages else None
-        if channel is not None:
+        if stage in self.stages:
             with contextlib.suppress(ChannelClosedError):
-                channel.send(message, fds)
+                self.stages[stage].channel.send(message, fds)
 
     def _readable(self, stage: int) -> None:
         channel = self.stages[stage].channel
-        assert channel is not None
         try:
             received = channel.recv(timeout=0)
         except TimeoutError:
@@ -132,73 +134,72 @@ class Pipeline:
         if received is None:
             asyncio.get_running_loop().remove_reader(channel.fileno())
             return
-        message, fds = received
+        self._take(stage, *received)
+
+    def _take(self, stage: int, message: Message, fds: Iterable[int]) -> None:
         for fd in fds:
             os.close(fd)
-        if message.get("event") == "up":
-            if not self._up[stage].done():
-                self._up[stage].set_result(None)
-        else:
+        if message.get("event") != "up":
             self.on_message(stage, message)
+        elif not self.stages[stage].up.done():
+            self.stages[stage].up.set_result(None)
 
-    def _ended(self, stage: int) -> None:
-        child = self.stages[stage]
+    def _ended(self, number: int) -> None:
+        stage = self.stages[number]
         loop = asyncio.get_running_loop()
-        loop.remove_reader(child.pidfd)
-        if child.channel is not None and not child.channel.closed:
-            self._last_words(stage)
-            loop.remove_reader(child.channel.fileno())
-        how = child.reap()
-        self._ends[stage].set_result(how)
-        if not self._up[stage].done():
-            self._up[stage].set_exception(
-                SystemCallError(f"{self.settings.resource}: its {STAGE_NAMES[stage]} stage {how} while starting")
-            )
-        elif not self._stopping and not self._broken:
-            self._broken = True
-            self.on_death(f"{STAGE_NAMES[stage]} stage {how}")
-
-    def _last_words(self, stage: int) -> None:
-        """Messages that a stage sent before it ended."""
-        channel = self.stages[stage].channel
-        assert channel is not None
+        loop.remove_reader(stage.child.pidfd)
+        # Messages that it sent before its end.
         with contextlib.suppress(TimeoutError, HastError):
-            while (received := channel.recv(timeout=0)) is not None:
-                if received[0].get("event") != "up":
-                    self.on_message(stage, received[0])
+            while (received := stage.channel.recv(timeout=0)) is not None:
+                self._take(number, *received)
+        loop.remove_reader(stage.channel.fileno())
+        how = stage.child.reap()
+        stage.end.set_result(how)
+        if not stage.up.done():
+            name = STAGE_NAMES[number]
+            stage.up.set_exception(SystemCallError(f"{self.settings.resource}: its {name} stage {how} while starting"))
+            stage.up.exception()  # start() may not wait for it any more
+        elif not stage.stopping:
+            self.on_death(number, f"{STAGE_NAMES[number]} stage {how}")
 
-    async def stop(self) -> None:
-        """Answer what is under way, then end the stages; those that do not end in time are killed."""
-        self._stopping = True
-        for stage in reversed(START_ORDER):
-            self.send(stage, {"cmd": "stop"})
-            if stage == GGATE and stage in self._ends:
-                await asyncio.wait([self._ends[stage]], timeout=CLIENT_SECONDS)
-                if not self._ends[stage].done():
-                    self.send(stage, {"cmd": "drop"})
-            if stage in self._ends:
-                await asyncio.wait([self._ends[stage]], timeout=QUIET_SECONDS if stage == GGATE else END_SECONDS)
-                if not self._ends[stage].done():
-                    log.warning("%s: %s stage does not end, killing it", self.settings.resource, STAGE_NAMES[stage])
-        await self.kill()
+    async def stop(self, *stages: int) -> None:
+        """Have these stages finish what is under way, one after the other; who does not end in time is killed."""
+        for number in stages:
+            stage = self.stages.get(number)
+            if stage is None:
+                continue
+            stage.stopping = True
+            self.send(number, {"cmd": "stop"})
+            if number == GGATE:
+                await asyncio.wait([stage.end], timeout=CLIENT_SECONDS)
+                if not stage.end.done():
+                    self.send(number, {"cmd": "drop"})
+            await asyncio.wait([stage.end], timeout=END_SECONDS)
+            if not stage.end.done():
+                log.warning("%s: %s stage does not end, killing it", self.settings.resource, STAGE_NAMES[number])
+        await self.kill(*stages)
 
-    async def kill(self) -> None:
-        """End all stages at once and give everything back. A stage in an uninterruptible wait is waited for."""
-        self._stopping = True
-        for stage, child in self.stages.items():
-            if not self._ends[stage].done():
-                child.kill()
-        if self._ends:
-            await asyncio.wait(self._ends.values())
-        for future in self._up.values():
-            if future.done() and not future.cancelled():
-                future.exception()  # seen: start() reports the first one
+    async def kill(self, *stages: int) -> None:
+        """End these stages at once. One in an uninterruptible wait is waited for: two must never run side by side."""
+        ends = []
+        for number in stages:
+            stage = self.stages.get(number)
+            if stage is not None:
+                stage.stopping = True
+                if not stage.end.done():
+                    stage.child.kill()
+                ends.append(stage.end)
+        if ends:
+            await asyncio.wait(ends)
+        for number in stages:
+            self.stages.pop(number, None)
+
+    async def close(self) -> None:
+        """Kill what still runs and give everything back."""
+        await self.kill(*self.stages)
         for bell in self._bells.values():
             os.close(bell)
         self._bells.clear()
-        self.stages.clear()
-        self._up.clear()
-        self._ends.clear()
         if self.arena is not None:
             self.arena.close()
             self.arena = None

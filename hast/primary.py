@@ -31,11 +31,16 @@ from hast.ffi import _hast
 from hast.metadata import Metadata
 from hast.pipeline import Pipeline, PipelineSettings
 from hast.shm.arena import Geometry
-from hast.stages.context import GGATE, DiskSettings
+from hast.stages.context import DISK, GGATE, DiskSettings
 
 log = logging.getLogger(__name__)
 lib = _hast.lib
 
+MODES = {
+    "fullsync": lib.HAST_MODE_FULLSYNC,
+    "memsync": lib.HAST_MODE_MEMSYNC,
+    "async": lib.HAST_MODE_ASYNC,
+}
 CLIENT_SLOTS = 256  # bios of clients under way at once
 SYNC_SLOTS = 32
 SLAB_SIZE = 128 * 1024  # bytes: what a peer of version 2 takes in one request
@@ -59,6 +64,7 @@ class Primary:
         self.pipeline: Pipeline | None = None
         self.listener: NbdListener | None = None
         self.device: blockdev.BlockDevice | None = None
+        self.peer_remotecnt: int | None = None  # the secondary's, as it last said; None: not met by this process
         self.restarts: list[float] = []
         self.restarting: asyncio.Task[None] | None = None
 
@@ -72,7 +78,7 @@ class Primary:
         self._become_primary()
         self.device = blockdev.choose(resource, self.rundir)
         self.pipeline = Pipeline(self._settings(), self._stage_message, self._stage_death)
-        await self.pipeline.start(self._read_map(), self._degraded_granted())
+        await self._start_stages()
         self.listener = NbdListener(
             self.rundir / f"{resource.name}.sock",
             NbdExport(
@@ -127,18 +133,21 @@ class Primary:
             ),
             disk=DiskSettings(component.fd, component.engine, component.align),
             serves_device=self.device is not None,
-            metaflush=self.resource.metaflush,
         )
 
-    def _read_map(self) -> bytes:
-        assert self.component is not None and self.metadata is not None
-        return self.component.read_map(self.metadata)
+    async def _start_stages(self) -> None:
+        assert self.component is not None and self.metadata is not None and self.pipeline is not None
+        arena = self.pipeline.create()
+        arena.load_map(self.component.read_map(self.metadata))
+        arena.seq.mode = MODES[self.resource.replication]
+        arena.seq.metaflush = int(self.resource.metaflush)
+        arena.seq.degraded_ok = int(self._degraded_granted())
+        await self.pipeline.start(DISK, GGATE)
 
     def _degraded_granted(self) -> bool:
         """Whether localcnt says already that this node writes alone."""
         assert self.metadata is not None
-        pair = self.metadata.pair
-        return decision.before_degraded_write(pair, pair.remotecnt) == pair
+        return self.metadata.alone
 
     # ---- while it runs ----
 
@@ -179,19 +188,19 @@ class Primary:
     def _go_degraded(self) -> None:
         """The first write without the secondary waits for this: raise localcnt, store it, let go (invariant 7)."""
         assert self.metadata is not None and self.pipeline is not None
-        pair = self.metadata.pair
-        self._store(replace(self.metadata, pair=decision.before_degraded_write(pair, pair.remotecnt)))
+        pair = decision.before_degraded_write(self.metadata.pair, self.peer_remotecnt)
+        self._store(replace(self.metadata, pair=pair, alone=True))
         self.pipeline.send(GGATE, {"cmd": "grant"})
 
     def _fail(self, error: HastError) -> None:
         if not self.failed.done():
             self.failed.set_result(error)
 
-    def _stage_death(self, what: str) -> None:
+    def _stage_death(self, stage: int, what: str) -> None:
         """A stage is gone: take the pipeline down and up again, the device stays (its requests are issued anew)."""
         now = time.monotonic()
         self.restarts = [*(t for t in self.restarts if now - t < RESTART_WINDOW), now]
-        if self.failed.done():
+        if self.failed.done() or (self.restarting is not None and not self.restarting.done()):
             return
         if len(self.restarts) > RESTARTS:
             self._fail(
@@ -204,8 +213,8 @@ class Primary:
     async def _restart(self) -> None:
         assert self.pipeline is not None
         try:
-            await self.pipeline.kill()
-            await self.pipeline.start(self._read_map(), self._degraded_granted())
+            await self.pipeline.close()
+            await self._start_stages()
             self._serve_device(resend=True)
             log.warning("%s: its stages run again", self.resource.name)
         except HastError as error:
@@ -254,7 +263,8 @@ class Primary:
             if self.device is not None:
                 await self.device.detach()
             if self.pipeline is not None:
-                await self.pipeline.stop()
+                await self.pipeline.stop(GGATE, DISK)
+                await self.pipeline.close()
             if self.device is not None:
                 self.device.close()
         except HastError as error:
