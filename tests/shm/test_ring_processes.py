@@ -32,6 +32,12 @@ def finish(bench: Bench, consumer: int) -> None:
         assert bench.used(lane) == 0, bench.state()
 
 
+def make_progress(bench: Bench, entries: int) -> None:
+    """Lets so many entries through."""
+    goal = bench.total() + entries
+    until(lambda: bench.total() >= goal, f"no progress; {bench.state()}")
+
+
 @KINDS
 @pytest.mark.parametrize(
     ("lanes", "entries", "count"),
@@ -57,8 +63,7 @@ def test_producers_killed_and_replaced(pump: ctypes.CDLL, eventfd: bool, seed: i
         consumer = bench.consumer(seed=seed)
         producers = [bench.producer(lane, seed=10 + lane) for lane in range(3)]
         for turn in range(60):
-            goal = bench.total() + rng.randrange(1, 5000)
-            until(lambda goal=goal: bench.total() >= goal, f"no progress in turn {turn}; {bench.state()}")
+            make_progress(bench, rng.randrange(1, 5000))
             lane = rng.randrange(3)
             assert bench.kill(producers[lane])
             # What it had pushed reaches the consumer through its successor's force, if not before.
@@ -78,8 +83,7 @@ def test_consumer_killed_and_replaced(pump: ctypes.CDLL, eventfd: bool, seed: in
         consumer = bench.consumer(seed=seed)
         producers = [bench.producer(lane, seed=10 + lane) for lane in range(2)]
         for turn in range(kills):
-            goal = bench.total() + rng.randrange(1, 5000)
-            until(lambda goal=goal: bench.total() >= goal, f"no progress in turn {turn}; {bench.state()}")
+            make_progress(bench, rng.randrange(1, 5000))
             assert bench.kill(consumer)
             consumer = bench.consumer(seed=1000 + turn)
         bench.stop()
@@ -95,8 +99,7 @@ def test_everybody_killed_at_random(pump: ctypes.CDLL, eventfd: bool) -> None:
         consumer = bench.consumer(seed=5)
         producers = [bench.producer(lane, seed=10 + lane) for lane in range(2)]
         for turn in range(60):
-            goal = bench.total() + rng.randrange(1, 3000)
-            until(lambda goal=goal: bench.total() >= goal, f"no progress in turn {turn}; {bench.state()}")
+            make_progress(bench, rng.randrange(1, 3000))
             who = rng.randrange(3)
             if who == 2:
                 assert bench.kill(consumer)
