@@ -402,11 +402,14 @@ request_orphan(struct hast_ggate *g, struct hast_port *port)
 		port->slots -= req->held;
 		port->reqs--;
 		req->port = NULL;
-		if (req->finished)
+		if (req->finished) {
 			hast_req_end(g, req);
-		else if (!req->stalled)
+		} else if (!req->stalled) {
 			hast_req_abort(g, req);
-		else
-			req->aborted = 1;	/* request_unstall() ends it */
+		} else {
+			/* request_unstall() ends it, which it comes to in this turn, whether anybody frees a slot or not. */
+			req->aborted = 1;
+			g->freed = 1;
+		}
 	}
 }
