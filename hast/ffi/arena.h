@@ -93,12 +93,14 @@ struct hast_bio {
 	uint32_t blockers;		/* earlier overlapping mutations not completed */
 	uint32_t next;			/* list link */
 	uint8_t held;			/* the device has not released it */
-	uint8_t acked;
+	uint8_t acked;			/* the device has been told: result and a read's data are there */
 	uint8_t used;			/* components it was given to */
 	uint8_t received;		/* memsync: the secondary has it in memory */
 	int32_t result;			/* what the client is told: 0 or a positive errno */
 	uint32_t sync_epoch;		/* resync chunk: of the extent's place when it was issued */
-	uint32_t pad2[9];
+	uint8_t answered;		/* the result is settled, the device has perhaps not taken it yet */
+	uint8_t pad3[3];
+	uint32_t pad2[8];
 };
 
 struct hast_stage_line {

@@ -144,13 +144,20 @@ slot_free(struct hast_arena *a, struct hast_bio *bio)
 	s->nfree++;
 }
 
+/* Its slot is in the ack ring: it must not be anybody else's before it is taken out there. */
+static int
+answer_waits(const struct hast_bio *bio)
+{
+	return bio->answered && !bio->acked;
+}
+
 /* The sequencer has nothing more to do with it. */
 static void
 finish(struct hast_arena *a, struct hast_bio *bio)
 {
 	seq_of(a)->inuse--;
 	bio->state = HAST_BIO_DONE;
-	if (!bio->held)
+	if (!bio->held && !answer_waits(bio))
 		slot_free(a, bio);
 }
 
@@ -159,7 +166,8 @@ acknowledge(struct hast_arena *a, struct hast_bio *bio, int result)
 {
 	struct hast_seq_stats *st = &seq_of(a)->stats;
 
-	bio->acked = 1;
+	bio->answered = 1;
+	bio->acked = !bio->held;
 	bio->result = result;
 	if (result != 0) {
 		switch (bio->cmd) {
@@ -178,7 +186,17 @@ hast_seq_acked(struct hast_arena *a)
 {
 	uint32_t slot;
 
-	return hast_ring_pop(ack_ring(a), &slot) == 1 ? slot : HAST_NONE;
+	while (hast_ring_pop(ack_ring(a), &slot) == 1) {
+		struct hast_bio *bio = bio_of(a, slot);
+
+		bio->acked = 1;
+		if (bio->held)
+			return slot;
+		/* Released before it was answered: nobody wants to know. */
+		if (bio->state == HAST_BIO_DONE)
+			slot_free(a, bio);
+	}
+	return HAST_NONE;
 }
 
 void
@@ -189,7 +207,7 @@ hast_seq_release(struct hast_arena *a, uint32_t slot)
 	if (!bio->held)
 		return;
 	bio->held = 0;
-	if (bio->state == HAST_BIO_CLAIMED || bio->state == HAST_BIO_DONE)
+	if (bio->state == HAST_BIO_CLAIMED || (bio->state == HAST_BIO_DONE && bio->acked))
 		slot_free(a, bio);
 }
 
@@ -211,18 +229,30 @@ seq_launch(struct hast_arena *a, struct hast_bio *bio)
 	seq_push(a, HAST_RING_DISK, bio->slot);
 }
 
-/* A read of what only the secondary has. It holds the range lock, so that it sees all writes before it. */
+/* May the secondary be asked for this range? Where it may be the older one, or has just failed to write, never. */
+static int
+remote_readable(struct hast_arena *a, const struct hast_bio *bio)
+{
+	const struct hast_seq *s = seq_of(a);
+
+	if (!s->connected || (s->asked & HAST_SEQ_REMOTE_FAILED) != 0)
+		return 0;
+	return s->sync_remote || !seq_sync_marked(a, bio);
+}
+
+/* A read that the local component cannot answer. It holds the range lock, so that it sees all writes before it, also
+   those that are acknowledged and not stored there yet. */
 static void
 read_remote(struct hast_arena *a, struct hast_bio *bio)
 {
-	bio->state = HAST_BIO_RUNNING;
-	if (!seq_of(a)->connected) {
-		acknowledge(a, bio, EIO);
+	if (!remote_readable(a, bio)) {
+		acknowledge(a, bio, bio->error[HAST_LOCAL] != 0 ? bio->error[HAST_LOCAL] : EIO);
 		seq_unlock(a, bio);
 		finish(a, bio);
 		return;
 	}
-	bio->used = REMOTE;
+	bio->state = HAST_BIO_RUNNING;
+	bio->used |= REMOTE;
 	seq_push_remote(a, bio);
 }
 
@@ -272,12 +302,14 @@ seq_unlock(struct hast_arena *a, const struct hast_bio *bio)
 	s->nactive--;
 	for (uint32_t i = at; i < s->nactive; i++)
 		active[i] = active[i + 1];
-	/* Only later ones counted it. activate() does not change the list. */
-	for (uint32_t i = at; i < s->nactive; i++) {
+	/* Only later ones counted it. activate() adds none to the list, but may take out this one and some behind it. */
+	for (uint32_t i = at; i < s->nactive;) {
 		struct hast_bio *later = bio_of(a, active[i]);
 
 		if (later->blockers > 0 && overlap(bio, later) && --later->blockers == 0)
 			activate(a, later);
+		if (i < s->nactive && active[i] == later->slot)
+			i++;
 	}
 }
 
@@ -310,7 +342,7 @@ mutation_try_ack(struct hast_arena *a, struct hast_bio *bio)
 	struct hast_seq *s = seq_of(a);
 	int verdict = remote_verdict(s, bio);
 
-	if (bio->acked || bio->state == HAST_BIO_GRANTWAIT || (bio->pending & LOCAL) != 0)
+	if (bio->answered || bio->state == HAST_BIO_GRANTWAIT || (bio->pending & LOCAL) != 0)
 		return;
 	if (bio->error[HAST_LOCAL] != 0) {
 		/* Answered when the other side is settled too, so that a retry finds nothing under way. */
@@ -413,7 +445,7 @@ distrust(struct hast_arena *a)
 	for (uint32_t i = 0; i < seq_of(a)->nactive; i++) {
 		const struct hast_bio *bio = bio_of(a, active[i]);
 
-		if (bio->used != bio->pending)
+		if (is_mutation(bio) && bio->used != bio->pending)
 			seq_map_suspect_bio(a, bio);
 	}
 }
@@ -457,7 +489,7 @@ seq_prepare(struct hast_arena *a, struct hast_bio *bio)
 	bio->error[HAST_LOCAL] = bio->error[HAST_REMOTE] = 0;
 	bio->result = 0;
 	bio->order = 0;
-	bio->acked = bio->received = bio->used = bio->pending = 0;
+	bio->answered = bio->acked = bio->received = bio->used = bio->pending = 0;
 	bio->flags &= (uint8_t)~HAST_BIO_MEMSYNC;
 	s->inuse++;
 }
@@ -536,10 +568,8 @@ read_done(struct hast_arena *a, struct hast_bio *bio, int component)
 {
 	int error = bio->error[component];
 
-	/* An extent that is marked is older on the other node. */
-	if (error != 0 && component == HAST_LOCAL && seq_of(a)->connected && !seq_sync_marked(a, bio)) {
-		seq_push_remote(a, bio);
-		bio->used |= REMOTE;
+	if (error != 0 && component == HAST_LOCAL && remote_readable(a, bio)) {
+		seq_lock(a, bio);
 		return;
 	}
 	if (error != 0)

@@ -12,6 +12,8 @@
  *   marked in `sync`, not kept hot, and older than the last flush that both components completed;
  * 3 order: of two overlapping mutations the later is pushed when the earlier has completed everywhere;
  * 5 acknowledge: by the replication mode; a flush when all connected components have done it;
+ * 6 no stale read: a read that the local component cannot answer goes to the secondary only where that cannot be the
+ *   older one, and after all earlier mutations of its range;
  * 7 degraded first: without the secondary no mutation is acknowledged before hast_seq_grant_degraded();
  * 9 one owner: a slot is free, or the device's, or in here; `pending` says which components have it, and a
  *   completion from one that has not is refused.
@@ -146,7 +148,7 @@ uint32_t hast_seq_claim(struct hast_arena *a);
 int hast_seq_submit(struct hast_arena *a, uint32_t slot);
 /* The next slot that is to be answered (bio.result says with what), or HAST_NONE. */
 uint32_t hast_seq_acked(struct hast_arena *a);
-/* The device is done with a claimed or answered slot. */
+/* The device is done with a slot, in whatever state: what nobody waits for any more is not answered. */
 void hast_seq_release(struct hast_arena *a, uint32_t slot);
 
 /* An entry of component c's completion ring. 0, or -EPROTO when no such slot is out there: the

@@ -330,7 +330,7 @@ seq_map_start(struct hast_arena *a)
 	bio->state = HAST_BIO_RUNNING;
 	bio->pending = bio->used = 1u << HAST_LOCAL;
 	bio->error[HAST_LOCAL] = 0;
-	bio->held = bio->acked = 0;
+	bio->held = bio->acked = bio->answered = 0;
 	bio->seq = ++s->seq << 16 | bio->slot;
 	s->map_busy = 1;
 	s->inuse++;
