@@ -2,11 +2,13 @@
 # make test     the tests (PYTEST_ARGS adds arguments, JOBS the number of processes)
 # make check    ruff, mypy --strict, and a compile with warnings as errors
 # make demo     one node from nothing to a file system that survives a restart
+# make perf     speed of one node beside other NBD servers (PERF_ARGS adds arguments)
 # make clean    remove what was built; make distclean: the Python environment as well
 
 PYTHON ?= python3
 JOBS ?= 2
 PYTEST_ARGS ?=
+PERF_ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 # Two makes at once must not write the same files.
@@ -21,7 +23,7 @@ print("\n".join(sorted({*wanted, *project["build-system"]["requires"]})))
 endef
 export DEPENDENCIES
 
-.PHONY: build test check demo clean distclean ext
+.PHONY: build test check demo perf clean distclean ext
 
 build: $(VENV)/.complete ext
 
@@ -54,6 +56,10 @@ check: build
 demo: build
 	@tools/requirements.sh test
 	tools/demo
+
+perf: build
+	@tools/requirements.sh test
+	$(PY) perf/one_node.py $(PERF_ARGS)
 
 clean:
 	rm -rf .build build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -68,6 +68,7 @@ class Worker:
         self.ended: asyncio.Future[Ending] = loop.create_future()
         self.failure: tuple[str, int] | None = None  # message and exit code
         self.started = loop.time()
+        self._ready: Message | None = None
         self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._questions = 0
 
@@ -95,11 +96,22 @@ class Worker:
         finally:
             del self._asked[question]
 
+    def forked(self, pid: int) -> None:
+        """The spawner has said which process it is."""
+        self.pid = pid
+        self._check_ready()
+
+    def _check_ready(self) -> None:
+        """Two processes tell of its start, in any order; it is ready when both have."""
+        if self.pid and self._ready is not None and not self.ready.done():
+            self.ready.set_result(self._ready)
+
     def take(self, message: Message) -> None:
         """A message of the worker about itself."""
         event = message.get("event")
-        if event == "ready" and not self.ready.done():
-            self.ready.set_result(message)
+        if event == "ready":
+            self._ready = message
+            self._check_ready()
         elif event == "failed":
             self.failure = (str(message.get("message", "")), int(message.get("exit_code", os.EX_SOFTWARE)))
         elif event == "status":
@@ -265,7 +277,7 @@ class Workforce:
         if worker is None:
             return
         if event == "spawned":
-            worker.pid = message["pid"]
+            worker.forked(message["pid"])
             log.debug("%s: %s started", worker.resource.name, worker.name)
         elif event == "failed":
             worker.failure = (message["message"], os.EX_TEMPFAIL)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,7 +25,6 @@ from hast.spawner import resource_from_dict, resource_to_dict
 from hast.supervisor import FIRST_PAUSE, LONGEST_PAUSE, SETTLED_SECONDS, Supervisor, known_elements, next_pause
 from hast.workers import Workforce
 from tests.tools import ROOT
-from tests.unit import odd_workers
 
 DEADLINE = 30.0
 
@@ -285,10 +285,8 @@ def test_end_is_told_when_the_stages_are_gone_as_well(scene: Scene) -> None:
     async def body() -> None:
         worker = scene.workforce.spawn(resource("orphan"), "primary")
         await worker.ready
-        begun = time.monotonic()
         await worker.ended
-        # The stage lived on for that long, and nothing that hastd started is still a child of anybody.
-        assert time.monotonic() - begun >= odd_workers.ORPHAN_SECONDS * 0.5
+        # The worker was killed at once; its stage, which the spawner has adopted, took a while.
         assert Path(f"/proc/{spawner_pid()}/task/{spawner_pid()}/children").read_text() == ""
 
     scene.run(body)
@@ -349,10 +347,13 @@ def test_main_is_killed(tmp_path: Path) -> None:
             RunDirectory(str(tmp_path / "run")).open()
         process.kill()
         process.wait()
-        (tmp_path / "run" / "stale.sock").unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as stale:
+            stale.bind(str(tmp_path / "run" / "data.sock"))
+        (tmp_path / "run" / "other").write_text("no socket")
         rundir = RunDirectory(str(tmp_path / "run"))
         rundir.open()
         assert gone(worker)
+        assert {entry.name for entry in rundir.path.iterdir()} == {"hastd.pid", "other"}
         rundir.close()
 
 
