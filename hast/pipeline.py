@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from hast.channel import Channel, ChannelClosedError, Message
@@ -23,7 +23,7 @@ from hast.errors import HastError, ProtocolError, SystemCallError
 from hast.shm.arena import Arena, Geometry
 from hast.stages import disk as disk_stage
 from hast.stages import ggate as ggate_stage
-from hast.stages.context import DISK, GGATE, STAGE_NAMES, DiskSettings, StageContext
+from hast.stages.context import DISK, GGATE, STAGE_NAMES, ConnSettings, DiskSettings, StageContext
 from hast.stages.launch import Child, Entry, start_stage
 
 log = logging.getLogger(__name__)
@@ -80,11 +80,14 @@ class Pipeline:
             self._bells[stage] = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         return self.arena
 
-    async def start(self, *stages: int) -> None:
-        """Start these stages, consumers first, and wait until they report. Raises HastError; none of them runs then."""
+    async def start(self, *stages: int, conns: Mapping[int, ConnSettings] | None = None) -> None:
+        """Start these stages, consumers first, and wait until they report; conns are the connections of send and recv.
+
+        Raises HastError; none of them runs then.
+        """
         try:
             for stage in stages:
-                self._fork(stage)
+                self._fork(stage, (conns or {}).get(stage))
             async with asyncio.timeout(UP_SECONDS):
                 await asyncio.gather(*(self.stages[stage].up for stage in stages))
         except TimeoutError:
@@ -96,7 +99,7 @@ class Pipeline:
             await self.kill(*stages)
             raise
 
-    def _fork(self, stage: int) -> None:
+    def _fork(self, stage: int, conn: ConnSettings | None) -> None:
         assert self.arena is not None
         settings = self.settings
         ours, theirs = Channel.pair(f"{settings.resource}: {STAGE_NAMES[stage]} stage")
@@ -108,6 +111,7 @@ class Pipeline:
             control=theirs,
             bells=dict(self._bells),
             disk=settings.disk if stage == DISK else None,
+            conn=conn,
             serves_device=settings.serves_device,
         )
         child = start_stage(context, ENTRIES[stage], ours)

@@ -28,11 +28,25 @@ class DiskSettings:
 
 
 @dataclass(frozen=True)
+class ConnSettings:
+    """A connection to the peer, for the send or the recv stage. fd: the socket, non-blocking; version as negotiated;
+    compression and checksum as in hast.conf, for what is sent; timeout in seconds: how long the peer may leave us
+    waiting; sector in bytes, of a secondary's component."""
+
+    fd: int
+    version: int
+    compression: str
+    checksum: str
+    timeout: float
+    sector: int = 512
+
+
+@dataclass(frozen=True)
 class StageContext:
     """One stage of one resource.
 
     resource and role name it in messages and titles; stage is its number (GGATE...); bells are the eventfds of all
-    running stages by number; disk is set for the disk stage only. serves_device: a block device of this
+    running stages by number; disk is set for the disk stage only, conn for send and recv. serves_device: a block device of this
     machine stands on this stage, so it must not wait for the machine's own memory to be written back.
     """
 
@@ -43,6 +57,7 @@ class StageContext:
     control: Channel
     bells: dict[int, int] = field(default_factory=dict)
     disk: DiskSettings | None = None
+    conn: ConnSettings | None = None
     serves_device: bool = False
 
     @property
@@ -54,4 +69,6 @@ class StageContext:
         fds = {self.control.fileno(), *self.bells.values()}
         if self.disk is not None:
             fds.add(self.disk.fd)
+        if self.conn is not None:
+            fds.add(self.conn.fd)
         return fds
