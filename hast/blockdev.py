@@ -41,6 +41,7 @@ class BlockDevice:
 
     def open(self) -> None:
         """Make the channel and mount it; the ggate stage is to serve it next. Raises HastError."""
+        fuse.clear(self.rundir, self.resource.name)
         self.fd = fuse.open_channel()
         fuse.mount(self.fd, self.rundir, self.resource.name)
 

@@ -169,7 +169,21 @@ def _unmount(point: Path) -> None:
         raise SystemCallError(f"cannot unmount {point}: {error.strerror}") from error
 
 
-# ---- after kill -9 of everything ----
+# ---- after kill -9 ----
+
+
+def clear(rundir: Path, name: str, devdir: Path = DEVDIR) -> None:
+    """Take away what a killed worker has left of this resource's device, so that mount() finds its place free.
+
+    Takes PROBE_SECONDS when there is a server that hangs. Raises TemporaryError when the device has a server,
+    SystemCallError.
+    """
+    point = mount_point(rundir, name)
+    if not _mounts_on(point):
+        return
+    if _alive(point):
+        raise TemporaryError(f"{name}: its block device is still served by a process of another hastd: end it")
+    _take_away(point, devdir)
 
 
 def cleanup_stale(rundir: Path, provnames: Iterable[str], devdir: Path = DEVDIR) -> list[str]:

@@ -369,6 +369,18 @@ def test_dead_device_with_a_user_goes_with_its_user(tmp_path: Path, name: str) -
         assert_nothing_left_in_use(node)
 
 
+def test_clear_makes_room_for_the_next_one(tmp_path: Path, name: str) -> None:
+    need_root()
+    with running(tmp_path, name) as node:
+        node.attach()
+        with pytest.raises(TemporaryError, match="still served"):
+            fuse.clear(node.rundir, name, node.devdir)
+        node.kill_all()
+        fuse.clear(node.rundir, name, node.devdir)
+        assert_nothing_left(node)
+        fuse.clear(node.rundir, name, node.devdir)
+
+
 def test_cleanup_leaves_the_living_alone(node: FuseNode, tmp_path: Path) -> None:
     assert fuse.cleanup_stale(node.rundir, [node.name], node.devdir) == [node.name]
     other = tmp_path / "other"
