@@ -22,7 +22,7 @@ from hast.errors import SystemCallError, TemporaryError
 
 CONTROL = Path("/dev/loop-control")
 LOOP_CLR_FD, LOOP_CTL_GET_FREE, LOOP_CONFIGURE = 0x4C01, 0x4C82, 0x4C0A
-LO_FLAGS_READ_ONLY, LO_FLAGS_DIRECT_IO = 1, 16
+LO_FLAGS_DIRECT_IO = 16
 SECTOR = 512  # bytes; the logical block size, as of the data on FreeBSD
 TRIES = 200  # to get a number that nobody else takes meanwhile
 BUSY = (errno.EBUSY, errno.ENXIO, errno.ENOENT)  # taken, just being removed, just removed

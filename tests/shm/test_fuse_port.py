@@ -26,7 +26,7 @@ from tests.tools import find, need, need_root
 pytestmark = [pytest.mark.root]
 
 MIB = 1 << 20
-BLKZEROOUT, BLKDISCARD, BLKGETSIZE64, BLKSSZGET, BLKFLSBUF = 0x127F, 0x1277, 0x80081272, 0x1268, 0x1261
+BLKZEROOUT, BLKDISCARD, BLKGETSIZE64, BLKSSZGET = 0x127F, 0x1277, 0x80081272, 0x1268
 
 
 @pytest.fixture
