@@ -25,6 +25,8 @@ MAIN_HEADER = struct.Struct("<BI")
 REQUEST_LIMIT = 64 * 1024  # largest nv of a request or reply, bytes
 HANDSHAKE_LIMIT = 1024 * 1024  # largest nv of a handshake or control message, bytes
 TOKEN_SIZE = 16
+SPLIT_BRAIN_ADVICE = "split-brain: both nodes were written to without the other, see SPLIT-BRAIN in hastd(8)"
+
 MAX_IO_SENT = 131072  # largest read or write that every peer of version 2 takes, bytes
 MAX_IO_ACCEPTED = 1048576  # largest that we must take
 

@@ -28,19 +28,15 @@ from hast.device.nbd import NbdExport
 from hast.device.nbdlisten import NbdListener
 from hast.errors import HastError, TemporaryError
 from hast.ffi import _hast
+from hast.link import MODES, Link, Owner
 from hast.metadata import Metadata
 from hast.pipeline import Pipeline, PipelineSettings
 from hast.shm.arena import Geometry
-from hast.stages.context import DISK, GGATE, DiskSettings
+from hast.stages.context import DISK, GGATE, RECV, SEND, DiskSettings
 
 log = logging.getLogger(__name__)
 lib = _hast.lib
 
-MODES = {
-    "fullsync": lib.HAST_MODE_FULLSYNC,
-    "memsync": lib.HAST_MODE_MEMSYNC,
-    "async": lib.HAST_MODE_ASYNC,
-}
 CLIENT_SLOTS = 256  # bios of clients under way at once
 SYNC_SLOTS = 32
 SLAB_SIZE = 128 * 1024  # bytes: what a peer of version 2 takes in one request
@@ -64,7 +60,7 @@ class Primary:
         self.pipeline: Pipeline | None = None
         self.listener: NbdListener | None = None
         self.device: blockdev.BlockDevice | None = None
-        self.peer_remotecnt: int | None = None  # the secondary's, as it last said; None: not met by this process
+        self.link: Link | None = None
         self.restarts: list[float] = []
         self.restarting: asyncio.Task[None] | None = None
 
@@ -75,10 +71,13 @@ class Primary:
         resource = self.resource
         self.component = open_component(resource.name, resource.localpath, resource.directio, wait=LOCK_SECONDS)
         self.metadata = self.component.read_metadata()
-        self._become_primary()
+        virgin = self._become_primary()
         self.device = blockdev.choose(resource, self.rundir)
         self.pipeline = Pipeline(self._settings(), self._stage_message, self._stage_death)
         await self._start_stages()
+        if resource.remote is not None:
+            self.link = Link(self._owner(), virgin)
+            await self.link.start()
         self.listener = NbdListener(
             self.rundir / f"{resource.name}.sock",
             NbdExport(
@@ -100,13 +99,28 @@ class Primary:
             "nbd": str(self.rundir / f"{self.resource.name}.sock"),
         }
 
-    def _become_primary(self) -> None:
-        """Counters as docs/protocol.md section 6 has them: a resuid at the first start ever, the role noted."""
+    def _become_primary(self) -> bool:
+        """Counters as docs/protocol.md section 6 has them: a resuid at the first start ever, the role noted. Whether
+        nothing was ever written here."""
         assert self.metadata is not None
         metadata = self.metadata
-        if metadata.resuid == 0:
+        virgin = metadata.resuid == 0
+        if virgin:
             metadata = replace(metadata, resuid=decision.choose_resuid(secrets.randbits(64)))
         self._store(replace(metadata, prevrole=Role.PRIMARY))
+        return virgin
+
+    def _owner(self) -> Owner:
+        assert self.pipeline is not None
+
+        def metadata() -> Metadata:
+            assert self.metadata is not None
+            return self.metadata
+
+        def hook(event: str) -> None:
+            self.tell({"event": "hook", "args": [event, self.resource.name]})
+
+        return Owner(self.resource, self.pipeline, metadata, self._store, hook, self._fail)
 
     def _store(self, metadata: Metadata) -> None:
         """Make `metadata` durable, then rely on it."""
@@ -140,6 +154,7 @@ class Primary:
         arena = self.pipeline.create()
         arena.load_map(self.component.read_map(self.metadata))
         arena.seq.mode = MODES[self.resource.replication]
+        arena.seq.sync_rate = self.resource.syncrate
         arena.seq.metaflush = int(self.resource.metaflush)
         arena.seq.degraded_ok = int(self._degraded_granted())
         await self.pipeline.start(DISK, GGATE)
@@ -163,7 +178,9 @@ class Primary:
 
     def _stage_message(self, stage: int, message: dict[str, Any]) -> None:
         if message.get("event") == "seq":
-            self._sequencer_event(int(message["bits"]))
+            self._sequencer_event(int(message["bits"]), int(message.get("dirty", 0)))
+        elif message.get("event") == "lost" and self.link is not None:
+            self.link.lose(str(message.get("why", "")))
         elif message.get("event") == "device":
             self._fail(
                 TemporaryError(
@@ -172,8 +189,10 @@ class Primary:
                 )
             )
 
-    def _sequencer_event(self, bits: int) -> None:
+    def _sequencer_event(self, bits: int, to_sync: int) -> None:
         try:
+            if self.link is not None:
+                self.link.sequencer(bits, to_sync)
             if bits & lib.HAST_SEQ_NEED_DEGRADED:
                 self._go_degraded()
             if bits & lib.HAST_SEQ_MAP_FAILED:
@@ -188,7 +207,8 @@ class Primary:
     def _go_degraded(self) -> None:
         """The first write without the secondary waits for this: raise localcnt, store it, let go (invariant 7)."""
         assert self.metadata is not None and self.pipeline is not None
-        pair = decision.before_degraded_write(self.metadata.pair, self.peer_remotecnt)
+        peer = self.link.peer if self.link is not None else None
+        pair = decision.before_degraded_write(self.metadata.pair, peer.remotecnt if peer is not None else None)
         self._store(replace(self.metadata, pair=pair, alone=True))
         self.pipeline.send(GGATE, {"cmd": "grant"})
 
@@ -198,6 +218,9 @@ class Primary:
 
     def _stage_death(self, stage: int, what: str) -> None:
         """A stage is gone: take the pipeline down and up again, the device stays (its requests are issued anew)."""
+        if stage in (SEND, RECV) and self.link is not None:
+            self.link.lose(what)
+            return
         now = time.monotonic()
         self.restarts = [*(t for t in self.restarts if now - t < RESTART_WINDOW), now]
         if self.failed.done() or (self.restarting is not None and not self.restarting.done()):
@@ -213,9 +236,13 @@ class Primary:
     async def _restart(self) -> None:
         assert self.pipeline is not None
         try:
+            if self.link is not None:
+                await self.link.pause()
             await self.pipeline.close()
             await self._start_stages()
             self._serve_device(resend=True)
+            if self.link is not None:
+                self.link.resume()
             log.warning("%s: its stages run again", self.resource.name)
         except HastError as error:
             self._fail(error)
@@ -263,7 +290,10 @@ class Primary:
             if self.device is not None:
                 await self.device.detach()
             if self.pipeline is not None:
-                await self.pipeline.stop(GGATE, DISK)
+                await self.pipeline.stop(GGATE)
+                if self.link is not None:
+                    await self.link.pause()
+                await self.pipeline.stop(SEND, RECV, DISK)
                 await self.pipeline.close()
             if self.device is not None:
                 self.device.close()

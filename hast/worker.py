@@ -1,8 +1,8 @@
 """The worker: the process that owns one resource in one role.
 
-It is forked by the spawner with a channel to hastd's main process, and ends when main says so or is gone. What is done
-in a role is in hast/primary.py; here is what all roles share: the event loop, main's commands, the
-exit code.
+It is forked by the spawner with a channel to hastd's main process, and ends when main says so or is gone. What is
+done in a role is in hast/primary.py and hast/secondary.py; here is what all roles share: the event loop, main's
+commands, the exit code.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from hast.channel import Channel, ChannelClosedError
+from hast.channel import Channel, ChannelClosedError, close_all
 from hast.config import Resource
 from hast.errors import HastError
 from hast.primary import Primary
+from hast.secondary import Secondary
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,9 @@ class Worker:
         self.resource = resource
         self.role = role
         self.stop = asyncio.Event()
-        self.primary = Primary(resource, rundir, self.tell)
+        self.part: Primary | Secondary = (
+            Secondary(resource, rundir, self.tell) if role == "secondary" else Primary(resource, rundir, self.tell)
+        )
 
     def tell(self, message: dict[str, Any]) -> None:
         """Send to main; when main is gone, the worker stops as well."""
@@ -49,20 +52,20 @@ class Worker:
         listening = asyncio.create_task(self.listen())
         try:
             try:
-                await self.primary.start()
+                await self.part.start()
             except HastError as error:
                 self.tell({"event": "failed", "message": str(error), "exit_code": error.exit_code})
                 return error.exit_code
-            self.tell(self.primary.ready_message())
+            self.tell(self.part.ready_message())
             return await self.until_stopped()
         finally:
             listening.cancel()
-            await self.primary.shutdown()
+            await self.part.shutdown()
 
     async def until_stopped(self) -> int:
         """Wait for the end: wanted (0), or because the resource cannot be served any more."""
         stop = asyncio.create_task(self.stop.wait())
-        failed = self.primary.failed
+        failed = self.part.failed
         waited: set[asyncio.Future[Any]] = {stop, failed}
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
@@ -87,15 +90,16 @@ class Worker:
             if received is None:
                 self.stop.set()
                 return
-            message, fds = received
-            for fd in fds:
-                os.close(fd)
-            self.command(message)
+            self.command(*received)
 
-    def command(self, message: dict[str, Any]) -> None:
+    def command(self, message: dict[str, Any], fds: list[int]) -> None:
         """One command of main."""
+        if message.get("cmd") == "connection" and isinstance(self.part, Secondary):
+            self.part.connection(message, fds)
+            return
+        close_all(fds)
         if message.get("cmd") == "status":
-            self.tell({"event": "status", "id": message.get("id"), "status": self.primary.status()})
+            self.tell({"event": "status", "id": message.get("id"), "status": self.part.status()})
         elif message.get("cmd") == "stop":
             self.stop.set()
         else:

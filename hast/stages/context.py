@@ -46,8 +46,8 @@ class StageContext:
     """One stage of one resource.
 
     resource and role name it in messages and titles; stage is its number (GGATE...); bells are the eventfds of all
-    running stages by number; disk is set for the disk stage only, conn for send and recv. serves_device: a block device of this
-    machine stands on this stage, so it must not wait for the machine's own memory to be written back.
+    running stages by number; disk is set for the disk stage only, conn for send and recv. serves_device: a block
+    device of this machine stands on this stage, so it must not wait for the machine's own memory to be written back.
     """
 
     resource: str

@@ -38,6 +38,7 @@ class Ggate:
         if self.pump == ffi.NULL:
             raise SystemCallError(f"{context.resource}: cannot set up the ggate stage: {os.strerror(ffi.errno)}")
         self.seq = lib.hast_arena_seq(context.arena.c)
+        self.from_remote = False  # the secondary has the newer data
         self.stopping = False
 
     def command(self, message: dict[str, object], fds: list[int]) -> None:
@@ -58,17 +59,35 @@ class Ggate:
         elif command == "stop":
             self.stopping = True
             lib.hast_ggate_freeze(self.pump, 1)
+        elif command == "connect" and len(fds) == 1:
+            self._connect(int(str(message["mode"])), bool(message["from_remote"]), fds[0])
+        elif command == "disconnect":
+            if lib.hast_seq_drain(self.context.arena.c) < 0:
+                raise ProtocolError(f"{self.context.resource}: a completion of the secondary makes no sense")
+            lib.hast_seq_disconnect(self.context.arena.c)
         elif command == "drop":
             lib.hast_ggate_drop_clients(self.pump)
         else:
             raise ProtocolError(f"{self.context.resource}: ggate got a message that it does not know: {message}")
 
+    def _connect(self, mode: int, from_remote: bool, map_fd: int) -> None:
+        """The send and recv stages run: merge the secondary's map, and begin."""
+        size = self.context.arena.geometry.mapsize
+        activemap = os.pread(map_fd, size, 0)
+        os.close(map_fd)
+        self.seq.mode = mode
+        self.from_remote = from_remote
+        lib.hast_seq_connect(self.context.arena.c, activemap if len(activemap) == size else ffi.NULL)
+
     def tell(self) -> None:
         """Report what has come about while the pump ran."""
         bits = self.seq.events
-        if bits:
-            self.seq.events = 0
-            self.context.control.send({"event": "seq", "bits": bits})
+        if not bits:
+            return
+        self.seq.events = 0
+        self.context.control.send({"event": "seq", "bits": bits, "dirty": self.seq.ndirty})
+        if bits & lib.HAST_SEQ_CONNECTED:
+            lib.hast_seq_sync_start(self.context.arena.c, int(self.from_remote))
 
     def turn(self) -> int | None:
         """Run the pump once. The stage's exit code when it is to end, else None."""

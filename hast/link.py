@@ -1,0 +1,236 @@
+"""A primary's connection to its secondary: made, kept, made again (docs/protocol.md sections 3 and 6).
+
+Invariants:
+- One thing at a time: the stages of an old connection are gone, and the sequencer knows it, before the next
+  attempt begins.
+- What a handshake demands to be stored is durable before the sequencer may use the connection; the peer's map is
+  merged and durable before the first request (the sequencer's part).
+- Counters are set to "in sync" only when the sequencer says that both nodes have the same data, durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hast import decision
+from hast.config import Resource
+from hast.connect import Established, connect, connect_patiently
+from hast.errors import HastError
+from hast.ffi import _hast
+from hast.handshake import RefusedError
+from hast.messages import FIRST_VERSION, SPLIT_BRAIN_ADVICE, SyncSource
+from hast.metadata import Metadata, Pair
+from hast.pipeline import Pipeline
+from hast.stages.context import GGATE, RECV, SEND, ConnSettings
+
+log = logging.getLogger(__name__)
+lib = _hast.lib
+
+FIRST_SECONDS = 2.0  # for the first attempt, before the primary starts alone; longer while the peer says `wait`
+SHORTEST_PAUSE = 0.5  # seconds between attempts
+LONGEST_PAUSE = 10.0
+SETTLED_SECONDS = 10.0  # a connection that has lasted so long does not count as flapping
+MEMSYNC_VERSION = 2  # the first one with memsync
+MODES = {
+    "fullsync": lib.HAST_MODE_FULLSYNC,
+    "memsync": lib.HAST_MODE_MEMSYNC,
+    "async": lib.HAST_MODE_ASYNC,
+}
+
+
+@dataclass
+class Owner:
+    """What the link needs of its primary: metadata() and store() for the metadata block, hook() to run one, fail()
+    when the resource can be served no longer, and the pipeline."""
+
+    resource: Resource
+    pipeline: Pipeline
+    metadata: Callable[[], Metadata]
+    store: Callable[[Metadata], None]
+    hook: Callable[..., None]
+    fail: Callable[[HastError], None]
+
+
+class Link:
+    """The connection and who makes it. `connected`: requests go to the secondary; `syncing`: and there is something to
+    synchronise. `peer` is the pair that the secondary told last, None before it was met."""
+
+    def __init__(self, owner: Owner, virgin: bool) -> None:
+        self.owner = owner
+        self.virgin = virgin
+        self.connected = False
+        self.syncing = False
+        self.peer: Pair | None = None
+        self.version = FIRST_VERSION
+        self.address = str(owner.resource.remote)
+        self._up = False  # send and recv stages run
+        self._lost = asyncio.Event()
+        self._refused = ""  # said already
+        self._keeper: asyncio.Task[None] | None = None
+
+    # ---- making it ----
+
+    async def start(self) -> None:
+        """The first attempt, before clients are served; then the connection is kept."""
+        with contextlib.suppress(TimeoutError):
+            await self._first()
+        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+
+    async def _first(self) -> None:
+        try:
+            async with asyncio.timeout(FIRST_SECONDS):
+                await self._establish(await self._connect())
+        except RefusedError as error:
+            if not error.wait:
+                self._complain(error)
+                return
+            log.info("%s: %s is still primary, waiting for it", self.owner.resource.name, self.address)
+            try:
+                await self._establish(await connect_patiently(self.owner.resource, self.owner.metadata()))
+            except HastError as late:
+                self._complain(late)
+        except HastError as error:
+            self._complain(error)
+
+    async def _connect(self) -> Established:
+        metadata = self.owner.metadata()
+        return await connect(self.owner.resource, metadata, version=self.version, virgin=self.virgin)
+
+    async def _keep(self) -> None:
+        """For as long as the resource is primary: wait until the connection is lost, make it anew."""
+        loop = asyncio.get_running_loop()
+        pause = SHORTEST_PAUSE
+        while True:
+            began = loop.time()
+            if self._up:
+                await self._lost.wait()
+                await self._take_down()
+                pause = SHORTEST_PAUSE if loop.time() - began > SETTLED_SECONDS else min(pause * 2, LONGEST_PAUSE)
+            await asyncio.sleep(pause)
+            try:
+                await self._establish(await self._connect())
+            except HastError as error:
+                self._complain(error)
+                pause = min(pause * 2, LONGEST_PAUSE)
+
+    def _complain(self, error: HastError) -> None:
+        """Say why there is no connection, once for each reason."""
+        if str(error) == self._refused:
+            return
+        self._refused = str(error)
+        if isinstance(error, RefusedError) and error.split_brain:
+            log.error("%s: %s", self.owner.resource.name, SPLIT_BRAIN_ADVICE)
+            self.owner.hook("split-brain")
+        log.warning("%s", error)
+
+    async def _establish(self, made: Established) -> None:
+        """Give a connection whose handshake is done to the stages."""
+        resource, agreement = self.owner.resource, made.agreement
+        from_remote = agreement.syncsrc is SyncSource.SECONDARY
+        try:
+            self.peer, self.version = agreement.secondary, agreement.version
+            alone = agreement.metadata.pair.localcnt != self.peer.remotecnt
+            self._store(replace(agreement.metadata, alone=alone, syncing=from_remote or agreement.metadata.syncing))
+            conns = {SEND: self._settings(made.out.fileno()), RECV: self._settings(made.incoming.fileno())}
+            self._lost.clear()
+            await self.owner.pipeline.start(RECV, SEND, conns=conns)
+        finally:
+            made.close()
+        self._up, self._refused = True, ""
+        mode = resource.replication
+        if mode == "memsync" and self.version < MEMSYNC_VERSION:
+            mode = "fullsync"
+        with _memory(agreement.map or b"") as map_fd:
+            message = {"cmd": "connect", "mode": MODES[mode], "from_remote": from_remote}
+            self.owner.pipeline.send(GGATE, message, (map_fd,))
+
+    def _settings(self, fd: int) -> ConnSettings:
+        resource = self.owner.resource
+        return ConnSettings(fd, self.version, resource.compression, resource.checksum, float(resource.timeout))
+
+    def _store(self, metadata: Metadata) -> None:
+        try:
+            self.owner.store(metadata)
+        except HastError as error:
+            self.owner.fail(error)
+            raise
+
+    # ---- what the stages say ----
+
+    def sequencer(self, bits: int, to_sync: int) -> None:
+        """Events of the sequencer; to_sync: extents that are to be copied."""
+        name = self.owner.resource.name
+        if bits & lib.HAST_SEQ_CONNECTED and self._up:
+            self.connected, self.virgin = True, False
+            log.info("%s: connected to %s", name, self.address)
+            self.owner.hook("connect")
+            if to_sync:
+                self.syncing = True
+                log.info("%s: synchronisation started, %d extents", name, to_sync)
+                self.owner.hook("syncstart")
+        if bits & lib.HAST_SEQ_SYNC_DONE and self.connected and self.peer is not None:
+            self._in_sync(self.peer)
+        if bits & (lib.HAST_SEQ_REMOTE_FAILED | lib.HAST_SEQ_MAP_FAILED):
+            self.lose("the secondary could not do a request" if bits & lib.HAST_SEQ_REMOTE_FAILED else "map failed")
+
+    def _in_sync(self, peer: Pair) -> None:
+        pair = decision.after_sync(peer)
+        self._store(replace(self.owner.metadata(), pair=pair, alone=False, syncing=False))
+        self.peer = Pair(pair.remotecnt, pair.localcnt)
+        if self.syncing:
+            self.syncing = False
+            log.info("%s: synchronisation complete", self.owner.resource.name)
+            self.owner.hook("syncdone")
+
+    def lose(self, why: str) -> None:
+        """The connection is lost, or not to be trusted any more."""
+        if not self._up or self._lost.is_set():
+            return
+        log.warning("%s: connection to %s lost: %s", self.owner.resource.name, self.address, why)
+        self._lost.set()
+
+    async def _take_down(self) -> None:
+        """End the connection's stages, then tell the sequencer: nothing comes from the secondary any more."""
+        await self.owner.pipeline.kill(SEND, RECV)
+        self.owner.pipeline.send(GGATE, {"cmd": "disconnect"})
+        self._down()
+
+    def _down(self) -> None:
+        was_connected, was_syncing = self.connected, self.syncing
+        self.connected = self.syncing = self._up = False
+        if was_connected:
+            self.owner.hook("disconnect")
+        if was_syncing:
+            self.owner.hook("syncintr")
+
+    # ---- end ----
+
+    async def pause(self) -> None:
+        """Stop keeping the connection; the pipeline is being taken down."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
+            self._keeper = None
+        self._down()
+
+    def resume(self) -> None:
+        """The pipeline runs again, without a connection."""
+        self._lost.clear()
+        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+
+
+@contextlib.contextmanager
+def _memory(data: bytes) -> Any:
+    """A descriptor of memory that holds data: an activemap is larger than a message may be."""
+    fd = os.memfd_create("hast map", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, data)
+        yield fd
+    finally:
+        os.close(fd)
