@@ -164,14 +164,19 @@ class NbdNegotiation:
         """Whether nothing more is expected from the client."""
         return self.state in (State.DONE, State.ABORTED)
 
+    @property
+    def aborted(self) -> bool:
+        """Whether the client took its leave: what it still sends is ignored."""
+        return self.state is State.ABORTED
+
     def feed(self, data: bytes) -> list[bytes]:
         """Take bytes from the client; the replies to be sent, in order, each a whole message.
 
         Raises ProtocolError when the connection is to be closed at once. Replies to options that stood before
         the mistake are lost with it, which no client can tell from a closed connection that came sooner.
         """
-        if self.ended:
-            raise ProtocolError("NBD client sent more before the negotiation's last answer: closing it")
+        if self.aborted:
+            return []
         self._buffer += data
         replies: list[bytes] = []
         while not self.ended:
@@ -180,6 +185,8 @@ class NbdNegotiation:
                 return replies
             piece, self._buffer = self._buffer[:wanted], self._buffer[wanted:]
             replies += self._step(piece)
+        if self.aborted:
+            self._buffer = b""  # nobody listens any more
         if self._buffer and self.state is State.DONE:
             raise ProtocolError("NBD client sent requests before the negotiation's last answer: closing it")
         return replies

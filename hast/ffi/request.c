@@ -37,7 +37,7 @@ hast_req_new(struct hast_ggate *g, struct hast_port *port)
 	uint32_t index;
 
 	if (req == NULL || port->reqs >= GGATE_PORT_REQS ||
-	    (!port->is_fuse && g->nbd_reqs >= GGATE_REQS - GGATE_FUSE_REQS)) {
+	    (!port->is_fuse && port->reqs >= GGATE_REQS - GGATE_FUSE_REQS - g->nbd_reqs)) {
 		port_starve(g, port);
 		return NULL;
 	}
@@ -68,11 +68,14 @@ hast_req_check(struct hast_ggate *g, uint8_t cmd, uint64_t offset, uint64_t leng
 
 /* ---- slots ---- */
 
+/* A client may hold as many slots (and requests) as are left over for others: so each of several that never let go gets only half of what
+   the one before it left, and there is something for the next. */
 static int
 may_claim(const struct hast_ggate *g, const struct hast_port *port)
 {
 	return port->is_fuse ||
-	    (port->slots < port->limit && g->nbd_slots < g->nbd_slots_max);
+	    (port->slots < port->limit && g->nbd_slots < g->nbd_slots_max &&
+	    port->slots < g->nbd_slots_max - g->nbd_slots);
 }
 
 static void

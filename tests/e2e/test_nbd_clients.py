@@ -415,12 +415,15 @@ def test_leaving_at_any_moment(node: Node) -> None:
 
 @pytest.mark.parametrize("structured", [True, False])
 def test_who_never_reads(node: Node, structured: bool) -> None:
-    with somebody_works(node) as goes_on, RawClient(node.socket(), structured=structured) as client:
-        client.sock.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            for n in range(100_000):
-                client.sock.send(request(READ, 0, 32 * MIB, n))
-        goes_on()
+    """Six of them, with more reads outstanding than there is memory for: others are served, and nothing is lost."""
+    with somebody_works(node) as goes_on, contextlib.ExitStack() as stack:
+        for _ in range(6):
+            client = stack.enter_context(RawClient(node.socket(), structured=structured))
+            client.sock.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                for n in range(100_000):
+                    client.sock.send(request(READ, 0, 32 * MIB, n))
+            goes_on()
     eventually(lambda: node.status()["idle_queue_size"] == 256, "every slot comes back")
 
 
