@@ -258,7 +258,7 @@ turn(struct hast_ggate *g)
 	int error;
 
 	do {
-		if (hast_seq_drain(g->arena) < 0)
+		if (hast_seq_drain(g->arena) < 0 || g->seq->broken)
 			return HAST_PUMP_BROKEN;
 		(void)request_answers(g);
 		if (g->freed)

@@ -29,11 +29,12 @@ ack_ring(struct hast_arena *a)
 	return (struct hast_ring *)((char *)a + a->ack_off);
 }
 
-/* Cannot fail: rings have room for every slot that can be in them. */
+/* There is room for every slot that can be in a ring, so a full one means that its consumer has damaged it. */
 void
 seq_push(struct hast_arena *a, int ring, uint32_t slot)
 {
-	(void)hast_ring_push(hast_arena_ring(a, (uint32_t)ring), slot);
+	if (!hast_ring_push(hast_arena_ring(a, (uint32_t)ring), slot))
+		seq_of(a)->broken = 1;
 	seq_of(a)->pushed |= 1u << ring;
 }
 
