@@ -10,6 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import os
@@ -27,6 +28,8 @@ SHM = Path("/dev/shm")
 DEVDIR = Path("/dev/hast")
 DEADLINE = 60.0  # seconds: for whatever is waited for
 MIB = 1 << 20
+PR_SET_PDEATHSIG = 1
+PRCTL = ctypes.CDLL(None).prctl
 
 _counter = itertools.count(1)
 
@@ -45,6 +48,11 @@ def loopback(number: int) -> str:
     number, low = divmod(number, 254)
     number, middle = divmod(number, 256)
     return f"127.{1 + number % 254}.{middle}.{1 + low}"
+
+
+def end_with_parent() -> None:
+    """In the child: SIGTERM when the tests are killed, so that not even then a hastd is left."""
+    PRCTL(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def component_size(data: int) -> int:
@@ -179,6 +187,7 @@ class Node:
                 stdout=log,
                 stderr=log,
                 env=self.env,
+                preexec_fn=end_with_parent,
             )
         hastd = self.hastd
 
