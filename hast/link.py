@@ -14,14 +14,14 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hast import decision
 from hast.config import Resource
 from hast.connect import Established, connect, connect_patiently
-from hast.errors import HastError
+from hast.errors import HastError, TemporaryError
 from hast.ffi import _hast
 from hast.handshake import RefusedError
 from hast.messages import FIRST_VERSION, SPLIT_BRAIN_ADVICE, SyncSource
@@ -80,7 +80,17 @@ class Link:
         """The first attempt, before clients are served; then the connection is kept."""
         with contextlib.suppress(TimeoutError):
             await self._first()
+        self._start_keeper()
+
+    def _start_keeper(self) -> None:
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
+        self._keeper.add_done_callback(self._keeper_ended)
+
+    def _keeper_ended(self, keeper: asyncio.Task[None]) -> None:
+        """It runs until it is cancelled; anything else is a mistake of ours, which a new worker may not meet again."""
+        if not keeper.cancelled() and (error := keeper.exception()) is not None:
+            log.error("%s: connecting", self.owner.resource.name, exc_info=error)
+            self.owner.fail(TemporaryError(f"{self.owner.resource.name}: unexpected error: {error!r}"))
 
     async def _first(self) -> None:
         try:
@@ -92,7 +102,9 @@ class Link:
                 return
             log.info("%s: %s is still primary, waiting for it", self.owner.resource.name, self.address)
             try:
-                await self._establish(await connect_patiently(self.owner.resource, self.owner.metadata()))
+                metadata = self.owner.metadata()
+                patient = connect_patiently(self.owner.resource, metadata, virgin=self.virgin)
+                await self._establish(await self._checked(patient, metadata))
             except HastError as late:
                 self._complain(late)
         except HastError as error:
@@ -100,7 +112,18 @@ class Link:
 
     async def _connect(self) -> Established:
         metadata = self.owner.metadata()
-        return await connect(self.owner.resource, metadata, version=self.version, virgin=self.virgin)
+        return await self._checked(
+            connect(self.owner.resource, metadata, version=self.version, virgin=self.virgin), metadata
+        )
+
+    async def _checked(self, attempt: Coroutine[Any, Any, Established], metadata: Metadata) -> Established:
+        """The attempt's result. Raises TemporaryError when the counters have changed meanwhile: what was agreed on is
+        not true any more (a first write without the secondary, invariant 7)."""
+        made = await attempt
+        if self.owner.metadata() != metadata:
+            made.close()
+            raise TemporaryError(f"{self.owner.resource.name}: counters changed during the handshake, trying again")
+        return made
 
     async def _keep(self) -> None:
         """For as long as the resource is primary: wait until the connection is lost, make it anew."""
@@ -222,7 +245,7 @@ class Link:
     def resume(self) -> None:
         """The pipeline runs again, without a connection."""
         self._lost.clear()
-        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+        self._start_keeper()
 
 
 @contextlib.contextmanager
