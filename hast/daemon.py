@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hast import control, control_server
@@ -24,6 +25,7 @@ from hast.control_server import ControlServer
 from hast.errors import ConfigError, HastError
 from hast.hooks import Hooks
 from hast.nv import Nv
+from hast.peerlistener import PeerListener
 from hast.rundir import RunDirectory
 from hast.supervisor import Supervisor
 from hast.workers import Workforce
@@ -49,6 +51,7 @@ class Daemon:
             name: Supervisor(resource, self._workforce, self._role_changed, self._event)
             for name, resource in config.resources.items()
         }
+        self._peers = PeerListener(self._supervisors)
 
     def prepare(self) -> None:
         """All that can fail because of the machine or the configuration. Raises HastError."""
@@ -61,7 +64,11 @@ class Daemon:
         try:
             clean_stale_devices(self._rundir, [r.provname for r in self.config.resources.values()])
             self._control = control_server.bind(self.config.control.path)
+            self._peers.bind(self.config.listen)
         except BaseException:
+            if self._control is not None:
+                Path(self.config.control.path).unlink(missing_ok=True)
+                self._control.close()
             self._rundir.close()
             raise
 
@@ -80,6 +87,7 @@ class Daemon:
             await self._workforce.start()
             self._events = Events(self._rundir.path)
             await server.start()
+            self._peers.start()
             started()
             log.info("hastd started: node %s, %d resources", self.config.node, len(self._supervisors))
             await self._stop.wait()
@@ -89,6 +97,7 @@ class Daemon:
 
     async def _shutdown(self, server: ControlServer) -> None:
         await server.close()
+        await self._peers.close()
         await asyncio.gather(*(supervisor.close() for supervisor in self._supervisors.values()))
         await self._workforce.close()
         await self._hooks.close()
@@ -104,6 +113,7 @@ class Daemon:
     # What happens to resources.
 
     def _role_changed(self, resource: Resource, old: Role, new: Role) -> None:
+        self._peers.forget(resource.name)
         self._hooks.run(resource.exec, ("role", resource.name, old.text, new.text))
 
     def _worker_hook(self, resource: Resource, args: list[str]) -> None:

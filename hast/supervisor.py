@@ -11,12 +11,14 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from hast.channel import Message
 from hast.config import Resource
 from hast.control import ERROR_UNIMPLEMENTED, STATUS_ELEMENTS, Role, RoleEntry, StatusEntry
 from hast.errors import HastError, TemporaryError
@@ -205,6 +207,20 @@ class Supervisor:
                 continue
             self._trouble = ""
             return worker
+
+    # Connections of the primary, while this node is secondary: see hast/peerlistener.py.
+
+    def hand_over(self, message: Message, fds: Sequence[int]) -> None:
+        """Give the worker a message with copies of the descriptors `fds`. Raises HastError when there is none."""
+        worker = self._worker
+        if self.role is not Role.SECONDARY or worker is None or not worker.ready.done():
+            raise TemporaryError(f"{self.name}: no secondary worker is running at the moment")
+        worker.channel.send(message, fds)
+
+    def disconnect(self) -> None:
+        """Have the worker give up its connections; without a worker there are none."""
+        with contextlib.suppress(HastError):
+            self.hand_over({"cmd": "disconnect"}, ())
 
     # Status.
 

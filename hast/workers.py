@@ -1,6 +1,6 @@
 """Workers as main sees them, and the spawner that forks them. What to do with them is decided in supervisor.py.
 
-    main -> worker   {"cmd": "status", "id"}, {"cmd": "stop"}
+    main -> worker   {"cmd": "status", "id"}, {"cmd": "stop"}; of the peer: see peerlistener.py
     worker -> main   {"event": "ready", "device": path or null, "nbd": path}
                      {"event": "failed", "message", "exit_code"}: why it is about to end
                      {"event": "status", "id", "status": {fields of control.StatusEntry}}
