@@ -396,7 +396,7 @@ hast_seq_grant_degraded(struct hast_arena *a)
 		struct hast_bio *bio = bio_of(a, slot);
 
 		slot = bio->next;
-		acknowledge(a, bio, 0);
+		acknowledge(a, bio, bio->error[HAST_LOCAL]);
 		finish(a, bio);
 	}
 }
@@ -451,6 +451,21 @@ distrust(struct hast_arena *a)
 	}
 }
 
+/* A local flush has failed: what is in the cache may be lost, and no later flush would say so again. A mutation that is not
+   answered yet is not answered as if it were there. */
+static void
+spoil_unanswered(struct hast_arena *a, int error)
+{
+	for (uint32_t i = 0; i < a->nslots; i++) {
+		struct hast_bio *bio = bio_of(a, i);
+		int done = bio->state == HAST_BIO_GRANTWAIT ||
+		    (bio->state == HAST_BIO_RUNNING && (bio->pending & LOCAL) == 0);
+
+		if (done && is_mutation(bio) && !bio->answered && bio->error[HAST_LOCAL] == 0)
+			bio->error[HAST_LOCAL] = error;
+	}
+}
+
 static void
 flush_done(struct hast_arena *a, struct hast_bio *bio)
 {
@@ -460,6 +475,8 @@ flush_done(struct hast_arena *a, struct hast_bio *bio)
 
 	if (s->connected && bio->error[HAST_REMOTE] != 0)
 		seq_raise(a, HAST_SEQ_REMOTE_FAILED);
+	if (result != 0)
+		spoil_unanswered(a, result);
 	if (result != 0 || bio->error[HAST_REMOTE] != 0)
 		distrust(a);
 	else if (s->flush_whole)

@@ -118,3 +118,30 @@ def test_idle_starts_one_own_flush_at_a_time() -> None:
     b.done(b.seq.own_flush_slot)
     b.rest()
     assert b.seq.quiet()
+
+
+def test_failed_flush_is_the_error_of_writes_that_are_not_answered_yet() -> None:
+    """They were in the cache that may be lost; told after the flush's error, the next flush would seem to cover them."""
+    b = hot()
+    waiting = b.write(0)
+    b.local_done(waiting)
+    later = b.write(1)
+    flush = b.flush()
+    b.local_done(flush, 5)
+    b.remote_done(flush)
+    assert b.answers == {flush: 5}
+    b.remote_done(waiting)
+    b.local_done(later)
+    b.remote_done(later)
+    assert b.answers == {flush: 5, waiting: 5, later: 0} and 0 in b.seq.sync()
+
+
+def test_failed_flush_is_the_error_of_writes_that_wait_for_the_grant() -> None:
+    b = hot()
+    b.disconnect()
+    slot = b.write(0)
+    b.local_done(slot)
+    flush = b.flush()
+    b.local_done(flush, 28)
+    b.grant()
+    assert b.answers == {flush: 28, slot: 28}
