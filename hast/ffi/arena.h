@@ -86,7 +86,7 @@ struct hast_bio {
 	int32_t error[2];		/* per component: 0 or a positive errno, written by the component's stage */
 	uint32_t request;		/* the device's own, not touched by the sequencer */
 	uint32_t part_next;		/* the device's own: next part of the same request */
-	uint64_t pad0;
+	uint64_t sent;			/* primary, the send stage: seq that it has taken; no reply is believed before */
 	uint64_t pad1;
 	/* The sequencer's own line. */
 	uint64_t order;			/* arrival among mutations */

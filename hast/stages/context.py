@@ -29,9 +29,10 @@ class DiskSettings:
 
 @dataclass(frozen=True)
 class ConnSettings:
-    """A connection to the peer, for the send or the recv stage. fd: the socket, non-blocking; version as negotiated;
+    """A connection to the peer, for the send or the recv stage. fd: the stream socket; version as negotiated;
     compression and checksum as in hast.conf, for what is sent; timeout in seconds: how long the peer may leave us
-    waiting; sector in bytes, of a secondary's component."""
+    waiting; sector in bytes, of a secondary's component; max_io in bytes: the largest read or write that a secondary
+    takes; keepalive in seconds: the silence after which a primary sends one."""
 
     fd: int
     version: int
@@ -39,6 +40,8 @@ class ConnSettings:
     checksum: str
     timeout: float
     sector: int = 512
+    max_io: int = 1 << 20
+    keepalive: float = 10.0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,122 @@
+/* What the files of the connection share: conn.c, send.c, recv.c, recv_primary.c, recv_secondary.c. */
+#ifndef HAST_CONN_INTERNAL_H
+#define HAST_CONN_INTERNAL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "arena.h"
+#include "conn.h"
+#include "transform.h"
+
+#define CONN_VERSION 2u			/* the highest that we speak */
+#define CONN_MEMSYNC_VERSION 2u		/* the first that has memsync */
+#define CONN_WHY 160
+#define CONN_TICKS 8u
+#define CONN_LOOK 64u			/* turns without waiting, then a look at the control socket */
+
+/* ---- conn.c ---- */
+
+struct conn {
+	struct hast_conn_options opt;
+	struct hast_arena *arena;
+	struct hast_doorbell *bell;
+	struct hast_stage_line *line;
+	uint32_t nslots;
+	int error;			/* why it is lost; 0: it is not */
+	uint8_t told;			/* HAST_PUMP_LOST was returned */
+	uint8_t finishing;
+	uint8_t control;		/* the control socket has something */
+	uint8_t rang;			/* what ended the last wait */
+	short revents;			/* what the last wait said of the connection */
+	char why[CONN_WHY];
+};
+
+/* How long something lasts, measured only while nothing else happens. */
+struct conn_timer {
+	int64_t since;			/* ms */
+	int running;
+};
+
+/* 0, or -EINVAL when arena or options cannot be. */
+int conn_init(struct conn *c, void *arena, const struct hast_conn_options *options, uint32_t stage);
+/* How the peer is called in sentences. */
+const char *conn_peer(const struct conn *c);
+/* The connection is at its end; the first reason stands. Always -1. */
+int conn_lost(struct conn *c, int error, const char *format, ...) __attribute__((format(printf, 3, 4)));
+/* Because poll() says so. */
+void conn_hung_up(struct conn *c);
+/* Waits for the bell, the control socket and events of the connection (0: none but its end; -1: not at all). 0 or -errno. */
+int conn_wait(struct conn *c, int events, int timeout_ms);
+/* What to wait at most for a timer of so many ms. */
+int conn_tick(uint32_t limit_ms);
+/* Starts the timer if it does not run. 1 when it has run for so long, but for a tick: the one before it was started. */
+int conn_timer_due(struct conn_timer *t, uint32_t limit_ms);
+void conn_count(uint64_t *counter, uint64_t more);
+/* HAST_PUMP_LOST (once), HAST_PUMP_CONTROL, or 0. */
+int conn_result(struct conn *c);
+
+/* ---- recv.c ---- */
+
+/* What a role made of the message at the beginning of the buffer. */
+enum recv_message {
+	RECV_END = -1,			/* the connection is lost, or r->broken */
+	RECV_LATER,			/* it stays in the buffer */
+	RECV_TAKEN,
+	RECV_DATA			/* taken; r->info describes the data behind it, r->raw is where it may be put */
+};
+
+struct recv_role {
+	/* behind: bytes of the message's data that are in the buffer, or more. */
+	enum recv_message (*message)(struct hast_recv *r, const uint8_t *nv, uint32_t size, uint32_t behind);
+	/* The data of the message taken last, r->info.size bytes. RECV_TAKEN or RECV_END. */
+	enum recv_message (*payload)(struct hast_recv *r, const uint8_t *wire);
+	/* It will not come to its end. */
+	void (*give_up)(struct hast_recv *r);
+	/* Takes what is in the rings. */
+	void (*rings)(struct hast_recv *r);
+	/* Wakes the stages that were given something. 0 or -errno. */
+	int (*bells)(struct hast_recv *r);
+	/* 1 when something is in the rings that is waited for; after the doorbell was announced. */
+	int (*ready)(struct hast_recv *r);
+	/* 1 when silence of the peer is to be measured now. */
+	int (*expecting)(const struct hast_recv *r);
+	/* 1 when nothing is under way. */
+	int (*idle)(const struct hast_recv *r);
+	void (*free)(struct hast_recv *r);
+};
+
+struct hast_recv {
+	struct conn c;
+	const struct recv_role *role;
+	struct recv_primary *primary;
+	struct recv_secondary *secondary;
+	struct hast_transform *transform;
+	struct conn_timer silence;
+	uint8_t *buffer;
+	uint32_t begin, end;		/* what is in the buffer */
+	uint8_t readable;		/* the socket may have more */
+	uint8_t ended;			/* nothing more is read */
+	uint8_t deaf;			/* nor is anything in the buffer looked at: it is not a stream of messages any more */
+	uint8_t large;			/* the last message's data was */
+	uint8_t starved;		/* a message waits in the buffer for a slot */
+	uint8_t event;			/* HAST_PUMP_EVENT is to be returned */
+	uint8_t broken;			/* the shared memory holds nonsense */
+	uint32_t looked;		/* turns since the control socket was looked at */
+	/* Data on its way past the buffer. */
+	struct hast_wire_data info;
+	uint8_t *scratch;		/* compressed data */
+	uint8_t *raw;
+	uint32_t want;			/* bytes still to come */
+	uint32_t slot;			/* of the message whose data it is */
+};
+
+extern const struct recv_role recv_primary_role, recv_secondary_role;
+
+/* 0 or -errno. */
+int recv_primary_new(struct hast_recv *r);
+int recv_secondary_new(struct hast_recv *r);
+/* 1 when data of this size is to be waited for in the buffer. */
+int recv_gathers(uint32_t size, uint32_t behind);
+
+#endif

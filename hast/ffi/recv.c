@@ -1,0 +1,315 @@
+/*
+ * The recv stage's pump: bytes of a connection into messages, for both roles; recv_primary.c and recv_secondary.c know what
+ * they mean.
+ *
+ * One buffer takes many small messages with one call. Large data goes past it, straight into the slab where it belongs (or into
+ * the scratch buffer when it is compressed), and what comes behind it begins in the buffer again.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include "conn_internal.h"
+#include "pump.h"
+
+#define SMALL 16384u			/* data up to this is gathered in the buffer */
+#define LOOK_AHEAD 4096u		/* what is received behind large data: the next header, and little that has to be copied */
+/* So that a message with the largest header and SMALL data always fits behind the middle. */
+#define BUFFER (2 * (HAST_WIRE_MAIN_SIZE + HAST_WIRE_REQUEST_LIMIT + SMALL))
+
+static uint32_t
+buffered(const struct hast_recv *r)
+{
+	return r->end - r->begin;
+}
+
+int
+recv_gathers(uint32_t size, uint32_t behind)
+{
+	return size > behind && size <= SMALL;
+}
+
+/* ---- bytes in ---- */
+
+static void
+came(struct hast_recv *r, uint32_t n)
+{
+	uint32_t past = n < r->want ? n : r->want;
+
+	r->raw += past;
+	r->want -= past;
+	r->end += n - past;
+	r->silence.running = 0;
+	conn_count(&r->c.line->bytes, n);
+}
+
+/* One call's worth of bytes. */
+static void
+receive(struct hast_recv *r)
+{
+	struct iovec iov[2];
+	struct msghdr msg = { .msg_iov = iov };
+	uint32_t room;
+	ssize_t n;
+
+	if (r->begin == r->end) {
+		r->begin = r->end = 0;
+	} else if (r->begin > BUFFER / 2) {
+		memmove(r->buffer, r->buffer + r->begin, buffered(r));
+		r->end -= r->begin;
+		r->begin = 0;
+	}
+	room = BUFFER - r->end;
+	if ((r->want > 0 || r->large) && room > LOOK_AHEAD)
+		room = LOOK_AHEAD;
+	if (r->want > 0)
+		iov[msg.msg_iovlen++] = (struct iovec){ r->raw, r->want };
+	iov[msg.msg_iovlen++] = (struct iovec){ r->buffer + r->end, room };
+	n = recvmsg(r->c.opt.fd, &msg, MSG_DONTWAIT);
+	/* Less than there was room for: the socket is empty, and poll() says when it is not. */
+	r->readable = n > 0 && (uint32_t)n == r->want + room;
+	if (n > 0) {
+		came(r, (uint32_t)n);
+	} else if (n == 0) {
+		r->ended = 1;
+		(void)conn_lost(&r->c, ECONNRESET, "%s closed the connection%s", conn_peer(&r->c),
+		    r->want > 0 || (buffered(r) > 0 && !r->starved) ? " in the middle of a message" : "");
+	} else if (errno != EAGAIN && errno != EINTR) {
+		r->ended = 1;
+		(void)conn_lost(&r->c, errno, "the connection to %s broke: %s", conn_peer(&r->c), strerror(errno));
+	}
+}
+
+/* ---- messages ---- */
+
+/* Data follows the message that was just taken from the buffer. */
+static enum recv_message
+begin_data(struct hast_recv *r)
+{
+	uint32_t here = buffered(r), size = r->info.size;
+	uint8_t *at = r->buffer + r->begin;
+
+	r->large = size > SMALL;
+	if (here >= size) {
+		r->begin += size;
+		r->raw = NULL;
+		return r->role->payload(r, at);
+	}
+	memcpy(r->raw, at, here);
+	r->begin = r->end = 0;
+	r->raw += here;
+	r->want = size - here;
+	return RECV_TAKEN;
+}
+
+static enum recv_message
+take_header(struct hast_recv *r)
+{
+	const uint8_t *at = r->buffer + r->begin;
+	enum recv_message taken;
+	uint8_t version;
+	uint32_t size;
+	int error;
+
+	if (buffered(r) < HAST_WIRE_MAIN_SIZE)
+		return RECV_LATER;
+	error = hast_wire_parse_main(at, buffered(r), CONN_VERSION, HAST_WIRE_REQUEST_LIMIT, &version, &size);
+	if (error != 0) {
+		(void)conn_lost(&r->c, EPROTO, "%s sent what is no message: %s", conn_peer(&r->c),
+		    hast_wire_error_text(error));
+		return RECV_END;
+	}
+	if (buffered(r) - HAST_WIRE_MAIN_SIZE < size)
+		return RECV_LATER;
+	taken = r->role->message(r, at + HAST_WIRE_MAIN_SIZE, size, buffered(r) - HAST_WIRE_MAIN_SIZE - size);
+	if (taken != RECV_TAKEN && taken != RECV_DATA)
+		return taken;
+	r->begin += HAST_WIRE_MAIN_SIZE + size;
+	conn_count(&r->c.line->ops, 1);
+	r->large = 0;
+	return taken == RECV_DATA ? begin_data(r) : RECV_TAKEN;
+}
+
+static enum recv_message
+take(struct hast_recv *r)
+{
+	uint8_t *wire = r->raw;
+
+	if (wire == NULL)
+		return take_header(r);
+	if (r->want > 0)
+		return RECV_LATER;
+	r->raw = NULL;
+	return r->role->payload(r, wire - r->info.size);
+}
+
+static void
+take_all(struct hast_recv *r)
+{
+	enum recv_message taken;
+
+	if (r->deaf)
+		return;
+	do
+		taken = take(r);
+	while (taken == RECV_TAKEN);
+	if (taken == RECV_END)
+		r->deaf = r->ended = 1;
+	if (!r->ended && !r->c.finishing)
+		return;
+	/* The rest of it will never come, or nobody waits for it. */
+	r->ended = 1;
+	if (r->raw != NULL && r->want > 0) {
+		r->role->give_up(r);
+		r->raw = NULL;
+		r->want = 0;
+		r->deaf = 1;
+	}
+}
+
+/* ---- the turn ---- */
+
+static int
+reading(const struct hast_recv *r)
+{
+	return !r->ended && !r->starved;
+}
+
+/* 0 or what the pump is to return. */
+static int
+turn(struct hast_recv *r)
+{
+	int error;
+
+	r->role->rings(r);
+	if (r->readable && reading(r))
+		receive(r);
+	take_all(r);
+	error = r->role->bells(r);
+	if (r->broken)
+		return HAST_PUMP_BROKEN;
+	if (error != 0 || !r->event)
+		return error;
+	r->event = 0;
+	return HAST_PUMP_EVENT;
+}
+
+static int
+wait_turn(struct hast_recv *r)
+{
+	uint32_t limit = r->c.opt.timeout_ms;
+	int expecting = !r->ended && r->role->expecting(r);
+	int timeout = r->ended ? -1 : conn_tick(limit), error;
+
+	r->looked = 0;
+	hast_doorbell_announce(r->c.bell);
+	if ((r->readable && reading(r)) || r->role->ready(r))
+		timeout = 0;
+	error = conn_wait(&r->c, reading(r) ? POLLIN : -1, timeout);
+	if (error != 0)
+		return error;
+	if (r->c.revents != 0)
+		r->readable = 1;
+	else if (!expecting)
+		r->silence.running = 0;
+	else if (!r->readable && !r->c.rang && conn_timer_due(&r->silence, limit))
+		(void)conn_lost(&r->c, ETIMEDOUT, "%s has %s for %g s", conn_peer(&r->c),
+		    r->c.opt.secondary ? "sent nothing" : "answered nothing", limit / 1000.0);
+	if (r->c.error != 0)
+		r->ended = 1;
+	return 0;
+}
+
+int
+hast_recv_pump(struct hast_recv *r)
+{
+	for (;;) {
+		int result = turn(r);
+
+		conn_count(&r->c.line->heartbeat, 1);
+		if (result == 0)
+			result = conn_result(&r->c);
+		if (result == 0 && r->c.finishing && r->role->idle(r))
+			result = HAST_PUMP_QUIET;
+		if (result != 0)
+			return result;
+		if (r->readable && reading(r) && ++r->looked < CONN_LOOK)
+			continue;
+		result = wait_turn(r);
+		if (result != 0)
+			return result;
+	}
+}
+
+/* ---- life ---- */
+
+static int
+set_up(struct hast_recv *r)
+{
+	uint32_t largest = r->c.opt.secondary ? r->c.opt.max_io : r->c.arena->geo.slab_size;
+
+	r->transform = hast_transform_new(HAST_WIRE_COMPRESSION_NONE, HAST_WIRE_CHECKSUM_NONE, 1);
+	if (r->transform == NULL)
+		return -errno;
+	r->buffer = malloc(BUFFER);
+	r->scratch = malloc((size_t)largest + 4);
+	if (r->buffer == NULL || r->scratch == NULL)
+		return -ENOMEM;
+	r->role = r->c.opt.secondary ? &recv_secondary_role : &recv_primary_role;
+	return r->c.opt.secondary ? recv_secondary_new(r) : recv_primary_new(r);
+}
+
+struct hast_recv *
+hast_recv_new(void *arena, const struct hast_conn_options *options)
+{
+	struct hast_recv *r = calloc(1, sizeof(*r));
+	int error;
+
+	if (r == NULL)
+		return NULL;
+	error = conn_init(&r->c, arena, options, HAST_STAGE_RECV);
+	if (error == 0)
+		error = set_up(r);
+	if (error != 0) {
+		hast_recv_free(r);
+		errno = -error;
+		return NULL;
+	}
+	return r;
+}
+
+void
+hast_recv_free(struct hast_recv *r)
+{
+	if (r == NULL)
+		return;
+	if (r->role != NULL)
+		r->role->free(r);
+	if (r->c.line != NULL)
+		__atomic_store_n(&r->c.line->state, 0, __ATOMIC_RELAXED);
+	hast_transform_free(r->transform);
+	free(r->buffer);
+	free(r->scratch);
+	free(r);
+}
+
+void
+hast_recv_finish(struct hast_recv *r)
+{
+	r->c.finishing = 1;
+}
+
+int
+hast_recv_error(const struct hast_recv *r)
+{
+	return r->c.error;
+}
+
+const char *
+hast_recv_why(const struct hast_recv *r)
+{
+	return r->c.why;
+}
