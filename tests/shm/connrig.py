@@ -12,6 +12,7 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,15 @@ class Rig:
         assert lost["why"], "there is no reason"
         return lost["errno"], lost["why"]
 
+    def news(self) -> list[dict[str, Any]]:
+        """What the stages have said and nobody has taken, for messages."""
+        said = []
+        for stage in self.stages.values():
+            with suppress(TimeoutError):
+                while (received := stage.channel.recv(timeout=0)) is not None:
+                    said.append(received[0])
+        return said
+
     def alive(self) -> bool:
         """Whether every stage still runs, and none has reported anything unexpected."""
         return all(not select.select([s.child.pidfd], [], [], 0)[0] for s in self.stages.values())
@@ -210,7 +220,7 @@ class Rig:
             if len(taken) == n:
                 break
             left = deadline - time.monotonic()
-            assert left > 0, f"{len(taken)} of {n} entries came; stages live: {self.alive()}"
+            assert left > 0, f"{len(taken)} of {n} entries came; the stages say {self.news()}"
             assert self.alive(), "a stage has ended"
             select.select([self.bells[stage]], [], [], min(left, 1.0))
             lib.hast_doorbell_drain(self.bells[stage])

@@ -122,6 +122,7 @@ def test_a_primary_takes_captured_replies_to_a_memsync_write() -> None:
     with running(Primary(datasize=DATASIZE)) as p:
         one, two = (p.submit(WRITE, n * MIB, data=b"x" * 512, flags=MEMSYNC) for n in (1, 2))
         for slot in (one, two):
+            p.out.request()
             p.back.say(patched(vectors.load("write_memsync_reply1_received").raw, p.seq(slot)))
             assert [(d.slot, d.received) for d in p.done()] == [(slot, True)]
         p.back.say(patched(vectors.load("write_memsync_reply2_final").raw, p.seq(two)))
