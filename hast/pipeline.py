@@ -23,7 +23,9 @@ from hast.errors import HastError, ProtocolError, SystemCallError
 from hast.shm.arena import Arena, Geometry
 from hast.stages import disk as disk_stage
 from hast.stages import ggate as ggate_stage
-from hast.stages.context import DISK, GGATE, STAGE_NAMES, ConnSettings, DiskSettings, StageContext
+from hast.stages import recv as recv_stage
+from hast.stages import send as send_stage
+from hast.stages.context import DISK, GGATE, RECV, SEND, STAGE_NAMES, ConnSettings, DiskSettings, StageContext
 from hast.stages.launch import Child, Entry, start_stage
 
 log = logging.getLogger(__name__)
@@ -32,7 +34,12 @@ UP_SECONDS = 10.0  # for a stage to report that it runs
 CLIENT_SECONDS = 1.0  # for NBD clients to finish what they are sending and to take their answers
 END_SECONDS = 10.0  # for a stage to finish what is under way and to end
 
-ENTRIES: dict[int, Entry] = {GGATE: ggate_stage.run, DISK: disk_stage.run}
+ENTRIES: dict[int, Entry] = {
+    GGATE: ggate_stage.run,
+    DISK: disk_stage.run,
+    SEND: send_stage.run,
+    RECV: recv_stage.run,
+}
 
 OnMessage = Callable[[int, Message], None]
 OnDeath = Callable[[int, str], None]

@@ -183,10 +183,10 @@ class Secondary:
         if message.get("event") == "first":
             self._first_request()
         elif message.get("event") == "lost":
-            self._lose(str(message.get("why", "")))
+            self.lose(str(message.get("why", "")))
 
     def _stage_death(self, stage: int, what: str) -> None:
-        self._lose(what)
+        self.lose(what)
 
     def _first_request(self) -> None:
         """The primary has merged our map into its own, durably: ours is not needed any more."""
@@ -203,7 +203,8 @@ class Secondary:
         if self.resource.metaflush:
             self.component.flush()
 
-    def _lose(self, why: str) -> None:
+    def lose(self, why: str) -> None:
+        """The connection is lost, or another one is about to take its place."""
         if not self.connected:
             return
         task = asyncio.get_running_loop().create_task(self._lost(why))

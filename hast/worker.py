@@ -98,6 +98,9 @@ class Worker:
             self.part.connection(message, fds)
             return
         close_all(fds)
+        if message.get("cmd") == "disconnect" and isinstance(self.part, Secondary):
+            self.part.lose("its primary connects anew")
+            return
         if message.get("cmd") == "status":
             self.tell({"event": "status", "id": message.get("id"), "status": self.part.status()})
         elif message.get("cmd") == "stop":

@@ -57,7 +57,7 @@ def _set_up(context: StageContext) -> tuple[Any, str]:
 
 def _new(context: StageContext, settings: DiskSettings, engine: str) -> Any:
     # On a secondary there is no ggate: recv takes the completions.
-    consumer = GGATE if GGATE in context.bells else RECV
+    consumer = RECV if context.role == "secondary" else GGATE
     options = ffi.new(
         "struct hast_disk_options *",
         {
