@@ -443,6 +443,7 @@ distrust(struct hast_arena *a)
 	const uint32_t *active = active_of(a);
 
 	seq_map_suspect(a);
+	seq_sync_spoil_all(a);
 	for (uint32_t i = 0; i < seq_of(a)->nactive; i++) {
 		const struct hast_bio *bio = bio_of(a, active[i]);
 
@@ -466,20 +467,26 @@ spoil_unanswered(struct hast_arena *a, int error)
 	}
 }
 
+/* At once, and not when the other component is through too: a resynchronisation may be relying on that cache. */
+static void
+flush_failed(struct hast_arena *a, const struct hast_bio *bio, int component)
+{
+	if (component == HAST_LOCAL)
+		spoil_unanswered(a, bio->error[HAST_LOCAL]);
+	else if (seq_of(a)->connected)
+		seq_raise(a, HAST_SEQ_REMOTE_FAILED);
+	distrust(a);
+}
+
 static void
 flush_done(struct hast_arena *a, struct hast_bio *bio)
 {
 	struct hast_seq *s = seq_of(a);
 	int result = bio->error[HAST_LOCAL];
+	int failed = result != 0 || bio->error[HAST_REMOTE] != 0;
 	uint32_t slot = bio->slot;
 
-	if (s->connected && bio->error[HAST_REMOTE] != 0)
-		seq_raise(a, HAST_SEQ_REMOTE_FAILED);
-	if (result != 0)
-		spoil_unanswered(a, result);
-	if (result != 0 || bio->error[HAST_REMOTE] != 0)
-		distrust(a);
-	else if (s->flush_whole)
+	if (!failed && s->flush_whole)
 		s->flushed = s->flush_cover;
 	while (slot != HAST_NONE) {
 		struct hast_bio *one = bio_of(a, slot);
@@ -495,7 +502,7 @@ flush_done(struct hast_arena *a, struct hast_bio *bio)
 		s->flushq_head = HAST_NONE;
 		flush_launch(a, next);
 	}
-	seq_sync_flushed(a);
+	seq_sync_flushed(a, failed);
 }
 
 void
@@ -619,6 +626,8 @@ settle(struct hast_arena *a, struct hast_bio *bio, int component)
 		seq_map_done(a, bio->error[HAST_LOCAL]);
 		break;
 	case HAST_CMD_FLUSH:
+		if (bio->error[component] != 0)
+			flush_failed(a, bio, component);
 		if (bio->pending == 0)
 			flush_done(a, bio);
 		break;

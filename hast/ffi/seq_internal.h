@@ -60,11 +60,12 @@ void seq_sync_start_chunk(struct hast_arena *a, struct hast_bio *bio);
 void seq_sync_chunk_done(struct hast_arena *a, struct hast_bio *bio, int component);
 /* Hands out chunks as far as the window goes. */
 void seq_sync_pump(struct hast_arena *a);
-/* A flush has completed. */
-void seq_sync_flushed(struct hast_arena *a);
+/* A flush has completed, or failed on one of the nodes. */
+void seq_sync_flushed(struct hast_arena *a, int failed);
 void seq_sync_stop(struct hast_arena *a);
 /* Something failed on the extent: what is being copied of it does not count. */
 void seq_sync_spoil(struct hast_arena *a, uint64_t extent);
+void seq_sync_spoil_all(struct hast_arena *a);
 /* Does the bio touch an extent that may differ between the nodes? */
 int seq_sync_marked(struct hast_arena *a, const struct hast_bio *bio);
 

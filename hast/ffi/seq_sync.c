@@ -61,16 +61,6 @@ seq_sync_marked(struct hast_arena *a, const struct hast_bio *bio)
 	return 0;
 }
 
-void
-seq_sync_spoil(struct hast_arena *a, uint64_t extent)
-{
-	struct hast_seq *s = seq_of(a);
-
-	for (int i = 0; i < HAST_SYNC_EXTENTS; i++)
-		if (s->sync_extent[i].used && s->sync_extent[i].extent == extent)
-			s->sync_extent[i].failed = 1;
-}
-
 /* ---- chunks ---- */
 
 static void
@@ -84,6 +74,17 @@ chunk_free(struct hast_arena *a, struct hast_bio *bio)
 	s->sync_free_head = bio->slot;
 	s->sync_chunks--;
 	s->inuse--;
+}
+
+/* Does the chunk belong to the resynchronisation that runs now? One that an earlier one has left may be on its way in the
+   other direction. */
+static int
+is_current(struct hast_arena *a, const struct hast_bio *bio)
+{
+	const struct hast_seq *s = seq_of(a);
+	const struct hast_sync_extent *e = &s->sync_extent[bio->request];
+
+	return s->sync_on && s->connected && e->used && e->epoch == bio->sync_epoch;
 }
 
 /* The extent that is copied in place i is through, or given up. */
@@ -103,11 +104,39 @@ extent_over(struct hast_arena *a, struct hast_sync_extent *e)
 }
 
 static void
+spoil(struct hast_arena *a, struct hast_sync_extent *e)
+{
+	if (!e->used)
+		return;
+	e->failed = 1;
+	/* No chunk is there that would come back and find it failed. */
+	if (e->out == 0)
+		extent_over(a, e);
+}
+
+void
+seq_sync_spoil(struct hast_arena *a, uint64_t extent)
+{
+	struct hast_seq *s = seq_of(a);
+
+	for (int i = 0; i < HAST_SYNC_EXTENTS; i++)
+		if (s->sync_extent[i].extent == extent)
+			spoil(a, &s->sync_extent[i]);
+}
+
+void
+seq_sync_spoil_all(struct hast_arena *a)
+{
+	for (int i = 0; i < HAST_SYNC_EXTENTS; i++)
+		spoil(a, &seq_of(a)->sync_extent[i]);
+}
+
+static void
 chunk_over(struct hast_arena *a, struct hast_bio *bio, int failed)
 {
 	struct hast_seq *s = seq_of(a);
 	struct hast_sync_extent *e = &s->sync_extent[bio->request];
-	int current = s->sync_on && e->used && e->epoch == bio->sync_epoch;
+	int current = is_current(a, bio);
 
 	seq_unlock(a, bio);
 	chunk_free(a, bio);
@@ -140,7 +169,7 @@ seq_sync_start_chunk(struct hast_arena *a, struct hast_bio *bio)
 	struct hast_seq *s = seq_of(a);
 
 	bio->state = HAST_BIO_RUNNING;
-	if (!s->sync_on || !s->connected) {
+	if (!is_current(a, bio)) {
 		chunk_over(a, bio, 1);
 		return;
 	}
@@ -155,7 +184,7 @@ seq_sync_chunk_done(struct hast_arena *a, struct hast_bio *bio, int component)
 
 	if (error != 0 && component == HAST_REMOTE && s->connected)
 		seq_raise(a, HAST_SEQ_REMOTE_FAILED);
-	if (error == 0 && bio->cmd == HAST_CMD_READ && s->sync_on && s->connected) {
+	if (error == 0 && bio->cmd == HAST_CMD_READ && is_current(a, bio)) {
 		s->sync_bytes += bio->length;
 		chunk_push(a, bio, component == HAST_LOCAL ? HAST_REMOTE : HAST_LOCAL, HAST_CMD_WRITE);
 		return;
@@ -239,6 +268,7 @@ pass_over(struct hast_arena *a)
 		return;
 	if (find_marked(a, 0) < a->nextents) {
 		s->sync_cursor = 0;	/* marked while we were further on */
+		s->sync_flush = 0;
 		seq_sync_pump(a);
 		return;
 	}
@@ -271,12 +301,18 @@ seq_sync_pump(struct hast_arena *a)
 }
 
 void
-seq_sync_flushed(struct hast_arena *a)
+seq_sync_flushed(struct hast_arena *a, int failed)
 {
 	struct hast_seq *s = seq_of(a);
 
 	if (!s->sync_on || s->sync_flush == 0)
 		return;
+	if (failed) {
+		/* The next tick tries again: at once it might go on like this as fast as the disk can fail. */
+		s->sync_flush = 0;
+		s->sync_failed = 1;
+		return;
+	}
 	if (find_marked(a, 0) < a->nextents) {
 		s->sync_flush = 0;
 		s->sync_cursor = 0;

@@ -1,0 +1,178 @@
+"""The resynchronisation: chunks under range locks, what makes a copy worthless, when it is through."""
+
+from tests.sim.harness import ASYNC, CONNECTED, LOCAL, READ, REMOTE, REMOTE_FAILED, SYNC_DONE, WRITE, Bench
+
+
+def behind(*extents: int, from_remote: bool = False, rate: int = 0, **wanted: int) -> Bench:
+    """Connected, with these extents out of sync, and the copying begun."""
+    b = Bench(connected=False, load=sum(1 << n for n in extents), **wanted)
+    b.connect()
+    assert b.raised == CONNECTED
+    b.raised = 0
+    b.seq.s.sync_rate = rate
+    b.seq.s.sync_credit = rate
+    b.seq.lib.hast_seq_sync_start(b.seq.arena, int(from_remote))
+    b.look()
+    return b
+
+
+def tick(b: Bench) -> None:
+    b.seq.lib.hast_seq_sync_tick(b.seq.arena, 100)
+    b.look()
+
+
+def test_chunk_is_read_here_and_written_there_then_both_flush() -> None:
+    b = behind(3)
+    [chunk] = b.local
+    assert b.seq.bio[chunk].cmd == READ and b.remote == []
+    b.local_done(chunk)
+    assert b.local == [] and b.remote == [chunk] and b.seq.bio[chunk].cmd == WRITE
+    b.remote_done(chunk)
+    own = b.seq.own_flush_slot
+    assert b.seq.sync() == set() and b.local == [own] and b.remote == [own] and b.raised == 0
+    b.done(own)
+    assert b.raised == SYNC_DONE and b.seq.quiet()
+    b.rest()
+    assert b.map == 0
+
+
+def test_from_the_secondary_it_is_the_other_way_round() -> None:
+    b = behind(3, from_remote=True)
+    [chunk] = b.remote
+    assert b.local == []
+    b.remote_done(chunk)
+    assert b.local == [chunk] and b.remote == []
+    read = b.read(3)
+    assert read not in b.local and read not in b.remote
+    b.local_done(chunk)
+    assert b.remote == [b.seq.own_flush_slot, read] or b.remote == [read, b.seq.own_flush_slot]
+
+
+def test_marked_extents_are_read_there_while_the_secondary_has_the_newer_data() -> None:
+    b = behind(3, 5, from_remote=True, rate=4096)
+    here, there = b.read(0), b.read(5)
+    assert here in b.local and there in b.remote and there not in b.local
+    b.remote_done(there, 5)
+    assert b.answers == {there: 5}
+
+
+def test_nothing_to_copy_ends_with_a_flush() -> None:
+    b = behind()
+    b.done(b.seq.own_flush_slot)
+    assert b.raised == SYNC_DONE
+
+
+def test_chunk_and_writes_of_its_range_take_turns() -> None:
+    b = behind(3)
+    [chunk] = b.local
+    slot = b.write(3)
+    assert slot not in b.local
+    b.local_done(chunk)
+    assert slot not in b.local and slot not in b.remote
+    b.remote_done(chunk)
+    assert slot in b.local and slot in b.remote
+
+
+def test_write_that_fails_while_its_extent_is_copied_spoils_the_copy() -> None:
+    b = behind(3, slab_size=4096, extentsize=8192, mode=ASYNC)
+    first = b.local[0]
+    slot = b.write(3, 0)
+    b.done(first)
+    b.local_done(slot)
+    b.remote_done(slot, 5)
+    for chunk in list(b.local):
+        b.done(chunk)
+    assert 3 in b.seq.sync() and b.raised & REMOTE_FAILED
+
+
+def test_extent_that_is_spoiled_while_no_chunk_of_it_is_under_way_is_copied_again() -> None:
+    """The rate lets only its first half go: nobody would come back to find it failed."""
+    b = behind(3, slab_size=4096, extentsize=8192, rate=4096)
+    [chunk] = b.local
+    b.done(chunk)
+    assert b.local == b.remote == []
+    slot = b.write(3, 0)
+    b.local_done(slot, 5)
+    b.remote_done(slot)
+    for _ in range(40):
+        tick(b)
+        for chunk in list(b.local) + list(b.remote):
+            b.done(chunk)
+    assert b.raised & SYNC_DONE and b.seq.sync() == set()
+
+
+def test_flush_that_fails_while_an_extent_is_copied_spoils_the_copy() -> None:
+    """Its first half came out of a cache that is lost, or went into one."""
+    for component in (LOCAL, REMOTE):
+        b = behind(3, slab_size=4096, extentsize=8192, rate=4096)
+        [chunk] = b.local
+        b.done(chunk)
+        flush = b.flush()
+        (b.local_done if component == LOCAL else b.remote_done)(flush, 5)
+        tick(b)
+        for chunk in list(b.local):
+            if chunk != flush:
+                b.done(chunk)
+        assert 3 in b.seq.sync()
+
+
+def test_flush_that_fails_for_ever_is_tried_once_a_tick() -> None:
+    b = behind()
+    own = b.seq.own_flush_slot
+    for _ in range(3):
+        assert b.local == [own]
+        b.local_done(own, 5)
+        b.remote_done(own)
+        assert b.local == [] and b.raised == 0
+        tick(b)
+    b.done(own)
+    assert b.raised == SYNC_DONE
+
+
+def test_chunk_that_fails_is_tried_again_after_a_tick() -> None:
+    b = behind(3)
+    [chunk] = b.local
+    b.local_done(chunk, 5)
+    assert b.local == b.remote == [] and b.seq.sync() == {3}
+    tick(b)
+    assert b.local == [chunk]
+    b.done(chunk)
+    b.done(b.seq.own_flush_slot)
+    assert b.raised == SYNC_DONE
+
+
+def test_lost_in_the_middle() -> None:
+    b = behind(*range(8), nclient=8)
+    reading = list(b.local)
+    b.local_done(reading[0])
+    waiting = b.write(0)
+    b.disconnect()
+    assert b.seq.sync() == set(range(8)) and waiting in b.local
+    for chunk in reading[1:]:
+        b.local_done(chunk)
+    assert b.remote == [] and b.local == [waiting]
+    b.local_done(waiting)
+    b.grant()
+    assert b.seq.quiet()
+
+
+def test_a_chunk_of_the_last_connection_counts_for_nothing_in_this_one() -> None:
+    b = behind(3)
+    [old] = b.local
+    b.disconnect()
+    b.connect()
+    b.seq.lib.hast_seq_sync_start(b.seq.arena, 0)
+    b.look()
+    b.local_done(old)
+    assert b.seq.sync() == {3} and b.remote == []
+    [chunk] = b.local
+    b.done(chunk)
+    assert b.seq.sync() == set()
+
+
+def test_last_chunk_of_a_device_is_short() -> None:
+    b = behind(15, short=1536)
+    [chunk] = b.local
+    assert b.seq.bio[chunk].length == 4096 - 1536
+    b.done(chunk)
+    assert b.seq.sync() == set()
