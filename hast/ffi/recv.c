@@ -63,6 +63,9 @@ receive(struct hast_recv *r)
 		r->begin = 0;
 	}
 	room = BUFFER - r->end;
+	/* Full of messages that waited for slots: they come first. No bytes asked for would look like the end. */
+	if (room == 0 && r->want == 0)
+		return;
 	if ((r->want > 0 || r->large) && room > LOOK_AHEAD)
 		room = LOOK_AHEAD;
 	if (r->want > 0)
