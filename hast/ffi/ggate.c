@@ -261,8 +261,11 @@ turn(struct hast_ggate *g)
 		if (hast_seq_drain(g->arena) < 0 || g->seq->broken)
 			return HAST_PUMP_BROKEN;
 		(void)request_answers(g);
-		if (g->freed)
+		/* A slot answered early, before the secondary had done it, comes back from the sequencer alone. */
+		if (g->freed || g->seq->freed != g->freed_seen) {
+			g->freed_seen = g->seq->freed;
 			feed_starved(g);
+		}
 		flush_ports(g);
 		if (g->ndead > 0)
 			bury(g);

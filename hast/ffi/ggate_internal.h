@@ -26,6 +26,7 @@ struct hast_ggate {
 	uint8_t freed;			/* slots or requests came back in this turn */
 	uint8_t control_ready;
 	int device_error;
+	uint64_t freed_seen;		/* hast_seq.freed when starved ports were last looked at */
 	uint64_t sync_ms;		/* when the sequencer was last told the time; 0 never */
 	struct hast_req *req;		/* GGATE_REQS of them */
 	struct hast_req *req_free;

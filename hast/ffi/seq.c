@@ -143,6 +143,7 @@ slot_free(struct hast_arena *a, struct hast_bio *bio)
 	bio->next = s->free_head;
 	s->free_head = bio->slot;
 	s->nfree++;
+	s->freed++;
 }
 
 /* Its slot is in the ack ring: it must not be anybody else's before it is taken out there. */

@@ -121,6 +121,7 @@ struct hast_seq {
 	uint32_t nkeep;
 	uint32_t inuse;			/* submitted and not finished */
 	uint32_t nremote;		/* with the secondary now */
+	uint64_t freed;			/* slots that came back to the free list, ever */
 	uint32_t broken;		/* a ring does not take what it must: the shared memory is damaged */
 	uint32_t sync_on;		/* a resynchronisation runs */
 	uint32_t sync_remote;		/* the secondary has the newer data: marked extents are read there */
