@@ -55,6 +55,12 @@ def bind(path: str) -> socket.socket:
     return sock
 
 
+def unbind(sock: socket.socket) -> None:
+    """Take back bind(), before anybody serves the socket."""
+    Path(sock.getsockname()).unlink(missing_ok=True)
+    sock.close()
+
+
 def _remove_stale(path: str) -> None:
     try:
         if not stat.S_ISSOCK(Path(path).lstat().st_mode):
@@ -97,13 +103,24 @@ class ControlServer:
         """Hear clients from now on."""
         self._server = await asyncio.start_unix_server(self._client, sock=self._socket, limit=REQUEST_LIMIT)
 
-    async def close(self) -> None:
-        """Hear no more clients, and remove the socket. Requests that are being carried out are not waited for."""
+    async def move(self, sock: socket.socket) -> None:
+        """Hear clients at another listening socket. Those that the old one has brought still get their replies."""
+        server = await asyncio.start_unix_server(self._client, sock=sock, limit=REQUEST_LIMIT)
+        self._stop_listening()
+        self._socket, self._server = sock, server
+        self._path = Path(sock.getsockname())
+        self._inode = self._path.lstat().st_ino
+
+    def _stop_listening(self) -> None:
         with suppress(OSError):
             if self._path.lstat().st_ino == self._inode:
                 self._path.unlink()
         if self._server is not None:
             self._server.close()
+
+    async def close(self) -> None:
+        """Hear no more clients, and remove the socket. Requests that are being carried out are not waited for."""
+        self._stop_listening()
         for task in list(self._clients):
             task.cancel()
         if self._clients:

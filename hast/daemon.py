@@ -15,17 +15,17 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hast import control, control_server
+from hast import control, control_server, reload
 from hast.config import Config, Resource
 from hast.control import ControlRequest, Role, RoleEntry, RoleReply, StatusEntry, StatusReply
 from hast.control_server import ControlServer
-from hast.errors import ConfigError, HastError
+from hast.errors import HastError
 from hast.hooks import Hooks
 from hast.nv import Nv
 from hast.peerlistener import PeerListener
+from hast.reloader import Reloader
 from hast.rundir import RunDirectory
 from hast.supervisor import Supervisor
 from hast.workers import Workforce
@@ -44,22 +44,17 @@ class Daemon:
         self._rundir = RunDirectory(config.rundir)
         self._control: socket.socket | None = None
         self._stop = asyncio.Event()
+        self._reload = asyncio.Event()  # asked for
         self._hooks = Hooks()
         self._events: Events | None = None
         self._workforce = Workforce(self._rundir, foreground, debug, self._worker_hook)
-        self._supervisors = {
-            name: Supervisor(resource, self._workforce, self._role_changed, self._event)
-            for name, resource in config.resources.items()
-        }
+        self._supervisors = {name: self._supervisor(resource) for name, resource in config.resources.items()}
         self._peers = PeerListener(self._supervisors)
 
     def prepare(self) -> None:
         """All that can fail because of the machine or the configuration. Raises HastError."""
-        if not self.config.control.is_unix:
-            raise ConfigError(
-                f"{self.config.path}: control {self.config.control}: hastd listens to hastctl on Unix sockets only,"
-                " because whoever reaches a TCP port could change roles"
-            )
+        signal.signal(signal.SIGHUP, lambda *_: self._reload.set())  # it may come before there is an event loop
+        reload.check(self.config)
         self._rundir.open()
         try:
             clean_stale_devices(self._rundir, [r.provname for r in self.config.resources.values()])
@@ -67,8 +62,7 @@ class Daemon:
             self._peers.bind(self.config.listen)
         except BaseException:
             if self._control is not None:
-                Path(self.config.control.path).unlink(missing_ok=True)
-                self._control.close()
+                control_server.unbind(self._control)
             self._rundir.close()
             raise
 
@@ -81,8 +75,10 @@ class Daemon:
         loop.set_exception_handler(_log_exception)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, signal.Signals(number).name)
-        loop.add_signal_handler(signal.SIGHUP, _refuse_reload)
+        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
         server = ControlServer(self._control, self._request)
+        reloader = Reloader(self.config, self._supervisors, self._supervisor, server, self._peers, self._event)
+        reloading: asyncio.Task[None] | None = None
         try:
             await self._workforce.start()
             self._events = Events(self._rundir.path)
@@ -90,8 +86,12 @@ class Daemon:
             self._peers.start()
             started()
             log.info("hastd started: node %s, %d resources", self.config.node, len(self._supervisors))
+            reloading = loop.create_task(reloader.run(self._reload))
             await self._stop.wait()
         finally:
+            if reloading is not None:
+                reloading.cancel()
+                await asyncio.wait({reloading})
             await self._shutdown(server)
         log.info("hastd ended")
 
@@ -111,6 +111,9 @@ class Daemon:
             self._stop.set()
 
     # What happens to resources.
+
+    def _supervisor(self, resource: Resource) -> Supervisor:
+        return Supervisor(resource, self._workforce, self._role_changed, self._event)
 
     def _role_changed(self, resource: Resource, old: Role, new: Role) -> None:
         self._peers.forget(resource.name)
@@ -168,12 +171,6 @@ def clean_stale_devices(rundir: RunDirectory, provnames: list[str]) -> None:
             log.error("%s: its device is still served by a process of the last hastd: end that process", name)
     except HastError as error:
         log.error("%s", error)
-
-
-def _refuse_reload() -> None:
-    log.warning(
-        "SIGHUP received: the configuration is not read again while hastd runs; restart hastd to have it read"
-    )
 
 
 def _log_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ lib = _hast.lib
 
 FIRST_SECONDS = 2.0  # for the first attempt, before the primary starts alone; longer while the peer says `wait`
 SHORTEST_PAUSE = 0.5  # seconds between attempts
-LONGEST_PAUSE = 10.0
+LONGEST_PAUSE = 5.0
 SETTLED_SECONDS = 10.0  # a connection that has lasted so long does not count as flapping
 MEMSYNC_VERSION = 2  # the first one with memsync
 MODES = {
@@ -234,6 +234,15 @@ class Link:
 
     # ---- end ----
 
+    async def stop(self) -> None:
+        """Give the connection up; the pipeline goes on without it."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
+            self._keeper = None
+        if self._up:
+            await self._take_down()
+
     async def pause(self) -> None:
         """Stop keeping the connection; the pipeline is being taken down."""
         if self._keeper is not None:
@@ -243,7 +252,7 @@ class Link:
         self._down()
 
     def resume(self) -> None:
-        """The pipeline runs again, without a connection."""
+        """Make a connection and keep it, as soon as it can be had: the pipeline runs, without one."""
         self._lost.clear()
         self._start_keeper()
 

@@ -33,7 +33,7 @@ from hast.channel import Message
 from hast.complaints import Complaints
 from hast.config import Resource
 from hast.control import Role
-from hast.errors import HastError
+from hast.errors import HastError, TemporaryError
 from hast.listening import Listening
 from hast.messages import TOKEN_SIZE, Handshake1Request, Handshake2Request, Refusal
 from hast.nv import printable
@@ -102,14 +102,38 @@ class PeerListener:
 
     async def relisten(self, addresses: Sequence[Address]) -> None:
         """Listen on these addresses only; when one of them cannot be, all stays as it is. Raises as bind()."""
-        kept = {at for at in self._listening if at.address in addresses}
-        added = [address for address in addresses if address not in {at.address for at in kept}]
-        if added:
-            opened = await asyncio.get_running_loop().run_in_executor(None, listening.listen_all, added)
-            self._listening |= dict.fromkeys(opened)
-        for at in [at for at in self._listening if at.address not in addresses]:
-            await self._stop_listening(at)
+        present = {at.address for at in self._listening}
+        added = [address for address in addresses if address not in present]
+        gone = [at for at in self._listening if at.address not in addresses]
+        try:
+            await self._bind_more(added)
+        except TemporaryError:
+            if not gone:
+                raise
+            # Maybe it is we who are in the way: 0.0.0.0 has the port of every address.
+            await self._exchange(gone, added)
+        for at in gone:
+            if at in self._listening:
+                await self._stop_listening(at)
         self.start()
+
+    async def _bind_more(self, addresses: Sequence[Address]) -> None:
+        opened = await asyncio.get_running_loop().run_in_executor(None, listening.listen_all, addresses)
+        self._listening |= dict.fromkeys(opened)
+
+    async def _exchange(self, gone: Sequence[Listening], added: Sequence[Address]) -> None:
+        """Close sockets first, then open others; go back when they cannot be had. Raises as bind()."""
+        for at in gone:
+            await self._stop_listening(at)
+        try:
+            await self._bind_more(added)
+        except HastError:
+            try:
+                await self._bind_more(list(dict.fromkeys(at.address for at in gone)))
+            except HastError as error:
+                log.error("not listening any more: %s", error)
+            self.start()
+            raise
 
     async def _stop_listening(self, at: Listening) -> None:
         task = self._listening.pop(at)

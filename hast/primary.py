@@ -31,6 +31,7 @@ from hast.ffi import _hast
 from hast.link import MODES, Link, Owner
 from hast.metadata import Metadata
 from hast.pipeline import Pipeline, PipelineSettings
+from hast.reload import Action, action, changed_settings
 from hast.shm.arena import Geometry
 from hast.stages.context import DISK, GGATE, RECV, SEND, DiskSettings
 
@@ -63,6 +64,7 @@ class Primary:
         self.link: Link | None = None
         self.restarts: list[float] = []
         self.restarting: asyncio.Task[None] | None = None
+        self.turn = asyncio.Lock()  # one restart of the stages, or one change of the settings, at a time
 
     # ---- start ----
 
@@ -235,17 +237,40 @@ class Primary:
 
     async def _restart(self) -> None:
         assert self.pipeline is not None
-        try:
-            if self.link is not None:
-                await self.link.pause()
-            await self.pipeline.close()
-            await self._start_stages()
-            self._serve_device(resend=True)
-            if self.link is not None:
-                self.link.resume()
-            log.warning("%s: its stages run again", self.resource.name)
-        except HastError as error:
-            self._fail(error)
+        async with self.turn:
+            try:
+                if self.link is not None:
+                    await self.link.pause()
+                await self.pipeline.close()
+                await self._start_stages()
+                self._serve_device(resend=True)
+                if self.link is not None:
+                    self.link.resume()
+                log.warning("%s: its stages run again", self.resource.name)
+            except HastError as error:
+                self._fail(error)
+
+    async def reload(self, resource: Resource) -> None:
+        """Go on with other settings, none of which needs a new worker (hast/reload.py)."""
+        assert self.pipeline is not None
+        async with self.turn:
+            changed = changed_settings(self.resource, resource)
+            self.resource = resource
+            settings = {"syncrate": resource.syncrate, "metaflush": int(resource.metaflush)}
+            self.pipeline.send(GGATE, {"cmd": "settings", **settings})
+            if action(changed, Role.PRIMARY) is Action.RECONNECT:
+                await self._relink()
+
+    async def _relink(self) -> None:
+        """Leave the other node and connect to the one that is configured now, if there is one."""
+        virgin = False
+        if self.link is not None:
+            await self.link.stop()
+            virgin = self.link.virgin
+        self.link = None
+        if self.resource.remote is not None:
+            self.link = Link(self._owner(), virgin)
+            self.link.resume()
 
     # ---- status ----
 

@@ -29,6 +29,7 @@ from hast.handshake import answer_second, request_from_dict
 from hast.messages import SPLIT_BRAIN_ADVICE
 from hast.metadata import Metadata
 from hast.pipeline import Pipeline, PipelineSettings
+from hast.reload import Action, action, changed_settings
 from hast.shm.arena import Geometry
 from hast.sockio import write_all
 from hast.stages.context import DISK, RECV, SEND, ConnSettings, DiskSettings
@@ -226,6 +227,14 @@ class Secondary:
             self.connected = False
             log.warning("%s: connection from %s ended: %s", self.resource.name, self.peer, why)
             self._hook("disconnect")
+
+    async def reload(self, resource: Resource) -> None:
+        """Go on with other settings, none of which needs a new worker (hast/reload.py)."""
+        async with self._turn:
+            changed = changed_settings(self.resource, resource)
+            self.resource = resource
+            if action(changed, Role.SECONDARY) is Action.RECONNECT:
+                await self._drop("it has other settings now")
 
     # ---- status and end ----
 

@@ -6,6 +6,7 @@ Invariants:
   back to init when a worker cannot go on. Every change of it runs the hook and is a live event.
 - A worker that was serving and was killed, or ended for a reason that may pass, is started again, at
   intervals that grow; the role stays. Every end of a worker is logged in words.
+- Other settings leave the role alone. A worker has those of `resource`, or is about to.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from typing import Any
 
 from hast.channel import Message
 from hast.config import Resource
-from hast.control import ERROR_UNIMPLEMENTED, STATUS_ELEMENTS, Role, RoleEntry, StatusEntry
+from hast.control import ERROR_NO_ENTRY, ERROR_UNIMPLEMENTED, STATUS_ELEMENTS, Role, RoleEntry, StatusEntry
 from hast.errors import HastError, TemporaryError
+from hast.reload import Action, action, changed_settings
 from hast.workers import Ending, Worker, Workforce
 
 log = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ class Supervisor:
         self._keeper: asyncio.Task[None] | None = None  # watches a worker that has served
         self._change: asyncio.Task[RoleEntry] | None = None
         self._turn = asyncio.Lock()
+        self._retired = False
         self._trouble = ""  # why there is no worker although there should be one
 
     @property
@@ -95,6 +98,9 @@ class Supervisor:
 
     async def _set_role(self, role: Role) -> RoleEntry:
         previous = self.role
+        if self._retired and role is not Role.INIT:
+            text = f"{self.name}: it was removed from the configuration"
+            return RoleEntry(self.name, ERROR_NO_ENTRY, errmsg=text)
         if role is previous:
             return RoleEntry(self.name, role=previous.text)
         if role not in SUPPORTED:
@@ -194,7 +200,8 @@ class Supervisor:
         """A worker that serves, after as many attempts as it takes; None when no attempt can help."""
         while True:
             self._trouble = reason
-            log.warning("%s: starting its worker again in %g s", self.name, pause)
+            if pause > 0:
+                log.warning("%s: starting its worker again in %g s", self.name, pause)
             await asyncio.sleep(pause)
             try:
                 worker = await self._start_worker(role)
@@ -207,6 +214,42 @@ class Supervisor:
                 continue
             self._trouble = ""
             return worker
+
+    # Other settings: see hast/reloader.py.
+
+    def change(self, resource: Resource) -> None:
+        """Go on with other settings, none of which needs a new worker."""
+        self.resource = resource
+        if self._worker is not None:
+            self._worker.change(resource)
+
+    async def hold(self) -> None:
+        """The role does not change from now on, until go_on(): what other settings mean depends on it."""
+        await self._turn.acquire()
+
+    async def make_way(self, resource: Resource) -> None:
+        """While held: end the worker if it cannot take these settings over."""
+        if action(changed_settings(self.resource, resource), self.role) is Action.RESTART:
+            await self._end_worker()
+
+    def go_on(self, resource: Resource) -> None:
+        """End of hold(): the same role, these settings. The worker that had to make way gets a successor."""
+        self.change(resource)
+        if self.role is not Role.INIT and self._worker is None and self._keeper is None:
+            self._keeper = asyncio.get_running_loop().create_task(self._start_anew(self.role))
+        self._turn.release()
+
+    async def _start_anew(self, role: Role) -> None:
+        worker = await self._restart(role, 0.0, "its worker is started with other settings")
+        if worker is None:
+            self._enter(Role.INIT)
+        else:
+            await self._keep(worker, role)
+
+    async def retire(self) -> None:
+        """The resource is not configured any more: role init, and no other one from now on."""
+        self._retired = True
+        await self.set_role(Role.INIT)
 
     # Connections of the primary, while this node is secondary: see hast/peerlistener.py.
 

@@ -16,9 +16,10 @@ from typing import Any
 
 from hast.channel import Channel, ChannelClosedError, close_all
 from hast.config import Resource
-from hast.errors import HastError
+from hast.errors import HastError, TemporaryError
 from hast.primary import Primary
 from hast.secondary import Secondary
+from hast.spawner import resource_from_dict
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ class Worker:
         self.resource = resource
         self.role = role
         self.stop = asyncio.Event()
+        self.started = asyncio.Event()
+        self.reloads: set[asyncio.Task[None]] = set()
         self.part: Primary | Secondary = (
             Secondary(resource, rundir, self.tell) if role == "secondary" else Primary(resource, rundir, self.tell)
         )
@@ -56,10 +59,12 @@ class Worker:
             except HastError as error:
                 self.tell({"event": "failed", "message": str(error), "exit_code": error.exit_code})
                 return error.exit_code
+            self.started.set()
             self.tell(self.part.ready_message())
             return await self.until_stopped()
         finally:
             listening.cancel()
+            await self.stop_reloads()
             await self.part.shutdown()
 
     async def until_stopped(self) -> int:
@@ -105,8 +110,31 @@ class Worker:
             self.tell({"event": "status", "id": message.get("id"), "status": self.part.status()})
         elif message.get("cmd") == "stop":
             self.stop.set()
+        elif message.get("cmd") == "reload":
+            task = asyncio.create_task(self.reload(resource_from_dict(message["resource"])))
+            self.reloads.add(task)
+            task.add_done_callback(self.reloads.discard)
         else:
             log.error("%s: hastd sent a command that its worker does not know: %s", self.resource.name, message)
+
+    async def reload(self, resource: Resource) -> None:
+        """Other settings, once the start is over. What cannot take them over is started anew, with them."""
+        await self.started.wait()
+        self.resource = resource
+        try:
+            await self.part.reload(resource)
+        except Exception as error:
+            if not self.part.failed.done():
+                text = f"{resource.name}: its new settings cannot be taken over, starting its worker anew: {error!r}"
+                self.part.failed.set_result(TemporaryError(text))
+
+    async def stop_reloads(self) -> None:
+        """Nothing changes any more: the end has begun."""
+        reloads = set(self.reloads)
+        for task in reloads:
+            task.cancel()
+        if reloads:
+            await asyncio.wait(reloads)
 
 
 async def _run(channel: Channel, resource: Resource, role: str, rundir: Path) -> int:

@@ -1,6 +1,7 @@
 """Workers as main sees them, and the spawner that forks them. What to do with them is decided in supervisor.py.
 
     main -> worker   {"cmd": "status", "id"}, {"cmd": "stop"}; of the peer: see peerlistener.py
+                     {"cmd": "reload", "resource"}: other settings, those that need no new worker
     worker -> main   {"event": "ready", "device": path or null, "nbd": path}
                      {"event": "failed", "message", "exit_code"}: why it is about to end
                      {"event": "status", "id", "status": {fields of control.StatusEntry}}
@@ -95,6 +96,14 @@ class Worker:
             return None
         finally:
             del self._asked[question]
+
+    def change(self, resource: Resource) -> None:
+        """Tell it other settings of its resource; hooks are run by them from now on."""
+        self.resource = resource
+        try:
+            self.channel.send({"cmd": "reload", "resource": spawner.resource_to_dict(resource)})
+        except HastError as error:
+            log.error("%s: %s cannot be told its new settings: %s", resource.name, self.name, error)
 
     def forked(self, pid: int) -> None:
         """The spawner has said which process it is."""

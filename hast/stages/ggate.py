@@ -1,7 +1,8 @@
 """The ggate stage: serves the devices and runs the sequencer; between two events all of it happens in C.
 
 What the worker tells it: {"cmd": "nbd", "flags": n} with a client's socket, {"cmd": "fuse", "resend": bool} with the
-FUSE channel, {"cmd": "grant"}: localcnt is raised and durable, {"cmd": "stop"}: answer what is under way, then end,
+FUSE channel, {"cmd": "grant"}: localcnt is raised and durable, {"cmd": "settings",
+"syncrate": n, "metaflush": 0 or 1}: other ones from now on, {"cmd": "stop"}: answer what is under way, then end,
 {"cmd": "drop"}: close the NBD clients that still hold that up.
 What it tells the worker: {"event": "up"}, {"event": "seq", "bits": n}: the sequencer wants a decision,
 {"event": "device", "errno": n}: the block device's channel is gone.
@@ -56,6 +57,8 @@ class Ggate:
                 )
         elif command == "grant":
             lib.hast_seq_grant_degraded(self.context.arena.c)
+        elif command == "settings":
+            self.seq.sync_rate, self.seq.metaflush = message["syncrate"], message["metaflush"]
         elif command == "stop":
             self.stopping = True
             lib.hast_ggate_freeze(self.pump, 1)

@@ -159,13 +159,6 @@ def test_signal_ends_everything(make_node: MakeNode, number: int) -> None:
     assert "received, ending" in node.said() and node.said().endswith("hastd: hastd ended\n")
 
 
-def test_hangup_says_what_to_do(idle: Node) -> None:
-    assert idle.hastd is not None
-    idle.hastd.send_signal(signal.SIGHUP)
-    eventually(lambda: "restart hastd to have it read" in idle.said(), "an answer to SIGHUP")
-    assert idle.status()["role"] == "init"
-
-
 def test_stop_waits_until_everything_is_gone(node: Node) -> None:
     node.ctl("stop")
     (pid,) = [pid for pid, title in node.titles().items() if title.startswith("hastd -F")] or [0]

@@ -34,16 +34,20 @@ def run(channel: Channel, resource: Resource, role: str, rundir: Path) -> int:
         os.kill(os.getpid(), signal.SIGKILL)
     if what in ("silent", "stubborn"):
         time.sleep(1000)
+    dirty = 42
     while True:
         received = channel.recv()
         if received is None or received[0]["cmd"] == "stop":
             return os.EX_TEMPFAIL if what == "temporary" else os.EX_OK
+        if received[0]["cmd"] == "reload":
+            dirty = received[0]["resource"]["syncrate"]
+            continue
         if what == "garbage":
             channel.send({"event": "status", "id": "x", "status": 7})
             channel.send({"event": "hook", "args": 3})
             channel.send({"event": "failed", "exit_code": "many"})
             channel.send({"nothing": True})
-        channel.send({"event": "status", "id": received[0]["id"], "status": {"dirty": 42, "status": "complete"}})
+        channel.send({"event": "status", "id": received[0]["id"], "status": {"dirty": dirty, "status": "complete"}})
 
 
 def surroundings(resource: Resource, role: str, rundir: Path) -> dict[str, object]:

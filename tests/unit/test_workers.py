@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -311,6 +312,118 @@ def test_spawner_that_is_killed_is_replaced(scene: Scene) -> None:
     scene.run(body)
     assert ("good", "primary", "init") in scene.told  # only those that were asked for
     assert len(scene.told) == 6
+
+
+async def replaced(supervisor: Supervisor, other: Resource) -> None:
+    await supervisor.hold()
+    await supervisor.make_way(other)
+    supervisor.go_on(other)
+
+
+def test_settings_that_a_worker_takes_over(scene: Scene) -> None:
+    async def body() -> None:
+        supervisor = scene.supervisor("good")
+        supervisor.change(replace(supervisor.resource, syncrate=1))  # nobody to tell
+        await supervisor.set_role(Role.PRIMARY)
+        pid = (await supervisor.status()).workerpid
+        supervisor.change(replace(supervisor.resource, syncrate=7))
+        status = await supervisor.status()
+        assert (status.workerpid, status.dirty) == (pid, 7)
+        # hold() is for changes that may need a new worker; this one does not.
+        await replaced(supervisor, replace(supervisor.resource, syncrate=8))
+        status = await supervisor.status()
+        assert (status.workerpid, status.dirty) == (pid, 8)
+        # Hooks are run by what is in force.
+        assert supervisor._worker is not None and supervisor._worker.resource.syncrate == 8
+        await supervisor.close()
+
+    scene.run(body)
+
+
+@pytest.mark.parametrize("name", ["good", "temporary"])
+def test_settings_that_need_a_new_worker(scene: Scene, name: str) -> None:
+    async def body() -> None:
+        supervisor = scene.supervisor(name)
+        await supervisor.set_role(Role.PRIMARY)
+        pid = (await supervisor.status()).workerpid
+        await replaced(supervisor, replace(supervisor.resource, localpath="/elsewhere"))
+        assert pid and gone(pid) and supervisor.role is Role.PRIMARY
+        await until(lambda: supervisor._worker is not None and supervisor._worker.ready.done())
+        assert supervisor._worker is not None and supervisor._worker.resource.localpath == "/elsewhere"
+        # The new one is watched like the old one.
+        pid = supervisor._worker.pid
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: supervisor._worker is not None and supervisor._worker.pid not in (0, pid))
+        await supervisor.close()
+
+    scene.run(body)
+    assert scene.told == [(name, "init", "primary")]
+
+
+def test_new_worker_that_cannot_start(scene: Scene) -> None:
+    async def body() -> None:
+        supervisor = scene.supervisor("good")
+        await supervisor.set_role(Role.PRIMARY)
+        await replaced(supervisor, replace(resource("fail"), localpath="/elsewhere"))
+        await until(lambda: supervisor.role is Role.INIT)
+
+    scene.run(body)
+    assert scene.told[1:] == [("fail", "primary", "init")]
+
+
+def test_new_settings_between_two_attempts(scene: Scene) -> None:
+    """A worker that dies while it starts is tried again, from then on with what is in force then."""
+
+    async def body() -> None:
+        supervisor = scene.supervisor("good")
+        await supervisor.set_role(Role.PRIMARY)
+        await replaced(supervisor, replace(resource("die"), localpath="/elsewhere"))
+        await until(lambda: supervisor._worker is None and supervisor._trouble.startswith("die: its primary worker"))
+        keeper = supervisor._keeper
+        supervisor.change(replace(resource("good"), localpath="/elsewhere"))
+        await until(lambda: supervisor._worker is not None and supervisor._worker.ready.done())
+        assert supervisor._keeper is keeper and supervisor.role is Role.PRIMARY
+        await supervisor.close()
+
+    scene.run(body)
+
+
+def test_role_is_decided_before_settings_are(scene: Scene) -> None:
+    """A worker that is just starting has the settings of before: it must not be left with them."""
+
+    async def body() -> None:
+        supervisor = scene.supervisor("good")
+        change = asyncio.create_task(supervisor.set_role(Role.PRIMARY))
+        while supervisor._worker is None:
+            await asyncio.sleep(0)  # and not a moment longer
+        assert supervisor.role is Role.INIT
+        await replaced(supervisor, replace(supervisor.resource, localpath="/elsewhere"))
+        assert (await change).error == 0
+        await until(lambda: supervisor._worker is not None and supervisor._worker.ready.done())
+        assert supervisor._worker is not None and supervisor._worker.resource.localpath == "/elsewhere"
+        await supervisor.close()
+
+    scene.run(body)
+
+
+def test_resource_that_is_retired_stays_so(scene: Scene) -> None:
+    """Also when somebody has asked for another role before, and had to wait."""
+
+    async def body() -> None:
+        supervisor = scene.supervisor("good")
+        wanted = [asyncio.create_task(supervisor.set_role(Role.PRIMARY)) for _ in range(3)]
+        await until(lambda: supervisor._worker is not None)
+        wanted.append(asyncio.create_task(supervisor.set_role(Role.INIT)))
+        wanted.append(asyncio.create_task(supervisor.set_role(Role.PRIMARY)))
+        await supervisor.retire()
+        entries = await asyncio.gather(*wanted)
+        assert supervisor.role is Role.INIT and supervisor._worker is None
+        assert entries[0].error == 0
+        assert entries[-1] == RoleEntry("good", 1, errmsg="good: it was removed from the configuration")
+        assert (await supervisor.set_role(Role.PRIMARY)).error == 1
+
+    scene.run(body)
+    assert scene.told == [("good", "init", "primary"), ("good", "primary", "init")]
 
 
 def test_close_in_the_middle_of_a_start(scene: Scene) -> None:
