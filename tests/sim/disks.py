@@ -6,7 +6,6 @@ there in the beginning. Who read an older number than one that was acknowledged 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from random import Random
 
@@ -71,14 +70,14 @@ class Disk:
                 flush.extra.add(self.count)
 
     def flush(self, slot: int, ordered: bool) -> None:
-        """Begun. ordered: writes under way are covered too, and have to be completed first (the secondary's barrier)."""
+        """Begun. ordered: writes under way are covered too, and complete first (the secondary's barrier)."""
         self.flushing[slot] = Flushing(self.count, set(self.writing) if ordered else set())
 
     def may_flush(self, slot: int) -> bool:
         return not self.flushing[slot].before
 
     def flushed(self, slot: int, error: int, rng: Random) -> dict[int, int]:
-        """Completed. After an error what it was to save may be lost; returns the sectors that fell back to older values."""
+        """Completed. After an error its data may be lost: returns the sectors that fell back, and to what."""
         flush = self.flushing.pop(slot)
         lost: dict[int, int] = {}
         for sector, entries in list(self.cache.items()):
@@ -157,6 +156,3 @@ class MapOnDisk:
             self.tear(rng)
         self.sure = self.content
 
-
-def values_of(places: Iterable[int], value: int) -> dict[int, int]:
-    return dict.fromkeys(places, value)

@@ -7,7 +7,7 @@ Bench plays both components and the activemap on disk. Bitmaps are integers: bit
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ class Library:
 
     ffi: Any
     lib: Any
+    guard: Callable[[Sequencer], None] | None = None  # called for each new arena
 
 
 PRODUCTION = Library(_hast.ffi, _hast.lib)
@@ -102,6 +103,8 @@ class Sequencer:
         self._popped = ffi.new("uint32_t[64]")
         self._pushed = ffi.new("uint32_t *")
         self._view = memoryview(self.memory)
+        if library.guard is not None:
+            library.guard(self)
         if load:
             lib.hast_seq_load_map(self.arena, self.map_bytes(load))
 

@@ -1,7 +1,7 @@
 """Random histories: a device, two disks, a worker and fate play against the sequencer, the model watches.
 
-One seed gives one history, whatever the machine. A history is a row of episodes, each a new arena over the disks that the
-last one left behind: it ends when the power fails, and then the nodes may differ only where the map says so.
+One seed gives one history, whatever the machine. A history is a row of episodes, each a new arena over the disks
+that the last one left behind: it ends when the power fails, and then the nodes may differ only where the map says so.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from tests.sim.harness import (
     each_extent,
     shape,
 )
-from tests.sim.model import L, Model, Op, R, require
+from tests.sim.model import Model, Op, require
 
 SHAPES = (
-    {"extents": 24, "extentsize": 4096, "keepdirty": 3, "nclient": 8, "slab_size": 4096, "short": 1536},
+    {"extents": 20, "extentsize": 8192, "keepdirty": 4, "nclient": 8, "slab_size": 4096, "short": 1536},
     {"extents": 40, "extentsize": 1024, "keepdirty": 1, "nclient": 5, "slab_size": 4096},
-    {"extents": 12, "extentsize": 16384, "keepdirty": 6, "nclient": 12, "slab_size": 8192, "short": 512},
+    {"extents": 12, "extentsize": 16384, "keepdirty": 6, "nclient": 12, "slab_size": 4096, "short": 512},
     {"extents": 3 * 32768 + 9, "extentsize": 512, "keepdirty": 5, "nclient": 6, "slab_size": 4096},
 )
 
@@ -74,7 +74,7 @@ class History:
         self.value = 0
         self.log: list[str] = []
         self.steps = 0
-        self.ask = SHAPES[self.rng.choices(range(4), (5, 4, 3, 1))[0]]
+        self.ask = SHAPES[self.rng.choices(range(4), (4, 3, 5, 1))[0]]
         self.geometry = shape(**self.ask)
         self.map = MapOnDisk()
         self.theirs = 0  # the secondary's own map: what it has and the primary has not
@@ -101,8 +101,8 @@ class History:
         self.odds = Odds(
             error=rng.choice((0.01, 0.05, 0.2)) if bad else 0.0,
             map_error=rng.choice((0.0, 0.05, 0.3)) if bad else 0.0,
-            lazy=rng.choice((0.0, 0.3)),
-            gone=rng.choice((0.0, 0.05)),
+            lazy=rng.choice((0.0, 0.3, 0.9)),
+            gone=rng.choice((0.0, 0.3)),
             through_rings=rng.random() < 0.5,
         )
         self.owes_grant = False
@@ -160,7 +160,7 @@ class History:
         if self.sync_due:
             actions.append((self.sync_start, 5))
         if self.model.connected or self.model.joining:
-            actions.append((self.disconnect, 10 if self.remote_bad else 1))
+            actions.append((self.disconnect, 4 if self.remote_bad else 1))
         else:
             actions.append((self.connect, 4))
         if self.sync_remote and not (self.model.connected or self.model.joining):
@@ -256,7 +256,10 @@ class History:
             self.model.received(op)
             self.observe()
         else:
-            self.complete(op, component, rng.choice((5, 28)) if rng.random() < self.odds.error else 0)
+            odds = self.odds.error
+            if op.mutation and any(op.mask & chunk.mask for chunk in self.model.chunks.values()):
+                odds *= 4  # beside a copy of the same extent, where it must not pass unnoticed
+            self.complete(op, component, rng.choice((5, 28)) if rng.random() < odds else 0)
 
     def complete(self, op: Op, component: int, error: int) -> None:
         if error and op.cmd == FLUSH:
@@ -296,10 +299,12 @@ class History:
     def place(self, longest: int) -> tuple[int, int]:
         rng, size = self.rng, self.geometry.datasize // SECTOR
         count = rng.randint(1, longest)
-        if len(self.hot) == 1:
-            first = rng.randrange(0, size)
-        else:
-            first = rng.choice(self.hot) + rng.randrange(0, 24)
+        around = size if len(self.hot) == 1 else 24
+        first = rng.choice(self.hot) + rng.randrange(around)
+        if self.model.chunks and rng.random() < 0.5:  # into what is being copied
+            chunk = rng.choice(sorted(self.model.chunks.values(), key=lambda op: op.slot))
+            extent = self.geometry.extentsize // SECTOR
+            first = chunk.offset // SECTOR // extent * extent + rng.randrange(extent)
         first = min(first, size - count)
         return first * SECTOR, count * SECTOR
 

@@ -1,7 +1,7 @@
 """What the sequencer has to do, said a second time: the oracle of the random histories.
 
-Written from the invariants and not from the C code. It keeps no epochs, lists or counters of blockers, but sets that say
-what is so: which mutations hold their ranges, which extents differ or may, which the activemap on disk says for
+Written from the invariants and not from the C code. It keeps no epochs, lists or counters of blockers, but sets that
+say what is so: which mutations hold their ranges, which extents differ or may, which the activemap on disk says for
 certain. After every single event everything that came out of the sequencer is compared with what these sets ask for:
 each push, each answer, each event, the state of each slot, the bitmaps and the counters.
 """
@@ -106,6 +106,7 @@ class Model:
         self.flush_whole = False
         self.fresh = 0  # extents written on both nodes since the flush under way began, or since ever
         self.covered = 0  # extents that the flush under way makes durable on both
+        self.copies_fresh = self.copies_covered = 0  # the same, of extents that were copied
         self.out = disk_map.content & self.all  # may differ between the nodes
         self.merged = 0  # of these, those that the map on disk need not say yet
         self.dirty = self.out
@@ -268,7 +269,7 @@ class Model:
         if op.pending & R:
             if self.mode == ASYNC or (self.mode == MEMSYNC and op.received):
                 self.answer(op, 0)
-        elif op.used & R and not op.error[REMOTE] or self.degraded:
+        elif (op.used & R and not op.error[REMOTE]) or self.degraded:
             self.answer(op, 0)
         else:
             op.granting = True
@@ -307,6 +308,7 @@ class Model:
         self.flush_batch = batch
         self.flush_whole = self.connected
         self.covered, self.fresh = self.fresh, 0
+        self.copies_covered, self.copies_fresh = self.copies_fresh, 0
         head = batch[0]
         head.started = True
         self.push(head, LOCAL)
@@ -317,7 +319,8 @@ class Model:
         error = op.error[LOCAL]
         if error or op.error[REMOTE] or not self.flush_whole:
             self.fresh |= self.covered
-        self.covered = 0
+            self.copies_fresh |= self.copies_covered
+        self.covered = self.copies_covered = 0
         batch, self.flush_batch = self.flush_batch, []
         for one in batch:
             self.answer(one, error)
@@ -437,6 +440,7 @@ class Model:
             require(not self.synced & busy, "an extent counts as copied while a chunk of it is under way")
             self.out &= ~self.synced
             self.fresh |= self.synced
+            self.copies_fresh |= self.synced
 
     def advance(self) -> None:
         """Who holds his range goes on."""
@@ -495,7 +499,7 @@ class Model:
         require(bio.offset + bio.length <= self.geometry.mapsize, "a map update past the end")
         data = self.seq.slab(slot, bio.length)
         self.map.start(bio.offset, data)
-        mask, new, _, _ = self.map.flight or (0, 0, 0, 0)
+        _, new, _, _ = self.map.flight or (0, 0, 0, 0)
         require(not new & ~dirty, "a map update sets what is not dirty")
 
     def own_flush(self, states: bytes) -> None:
@@ -515,6 +519,8 @@ class Model:
         if late and op.started:
             self.covered &= ~late
             self.fresh |= late
+            self.copies_covered &= ~late
+            self.copies_fresh |= late
 
     def uncovered(self, mask: int) -> int:
         """Which of the extents that were just copied the own flush of the same event came too early for."""
@@ -654,6 +660,8 @@ class Model:
         if events & SYNC_DONE:
             require(self.sync_on and self.connected, "a resynchronisation ends that was not running")
             require(not self.out, "a resynchronisation ends, and extents differ")
+            late = self.copies_fresh | self.copies_covered
+            require(not late, f"a resynchronisation ends, and copies are not flushed: {late:x}")
             self.sync_on = self.sync_remote = False
         events &= ~SYNC_DONE
         require(events == self.events, f"events are {events}, to be {self.events}")

@@ -121,7 +121,7 @@ def test_idle_starts_one_own_flush_at_a_time() -> None:
 
 
 def test_failed_flush_is_the_error_of_writes_that_are_not_answered_yet() -> None:
-    """They were in the cache that may be lost; told after the flush's error, the next flush would seem to cover them."""
+    """They were in the cache that may be lost; told later, the next flush would seem to cover them."""
     b = hot()
     waiting = b.write(0)
     b.local_done(waiting)
