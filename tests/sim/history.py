@@ -39,7 +39,8 @@ from tests.sim.harness import (
     each_extent,
     shape,
 )
-from tests.sim.model import Model, Op, require
+from tests.sim.model import Op, require
+from tests.sim.oracle import Oracle
 
 SHAPES = (
     {"extents": 20, "extentsize": 8192, "keepdirty": 4, "nclient": 8, "slab_size": 4096, "short": 1536},
@@ -96,7 +97,7 @@ class History:
         self.mode = rng.choice((FULLSYNC, MEMSYNC, ASYNC))
         self.seq.s.mode = self.mode
         self.seq.s.metaflush = rng.random() < 0.8
-        self.model = Model(self.seq, self.mode, self.map)
+        self.model = Oracle(self.seq, self.mode, self.map)
         bad = rng.random() < 0.6
         self.odds = Odds(
             error=rng.choice((0.01, 0.05, 0.2)) if bad else 0.0,
@@ -236,17 +237,18 @@ class History:
     def complete_something(self) -> None:
         rng = self.rng
         choices: list[tuple[Op | None, int]] = []
-        for op in self.everything():
+        for one in self.everything():
             for component in (LOCAL, REMOTE):
-                if not op.pending >> component & 1:
+                if not one.pending >> component & 1:
                     continue
-                if op.cmd == FLUSH and not self.disks[component].may_flush(op.slot):
+                if one.cmd == FLUSH and not self.disks[component].may_flush(one.slot):
                     continue
-                choices.append((op, component))
+                choices.append((one, component))
         if self.map.flight is not None:
             choices += [(None, LOCAL)] * 2
         if not choices:
             return
+        op: Op | None
         op, component = choices[rng.randrange(len(choices))]
         if op is None:
             self.complete_map()
