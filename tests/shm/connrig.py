@@ -11,7 +11,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,10 +188,14 @@ class Rig:
 
     def stop(self, stage: int) -> None:
         """Tell it to stop, wait for its end; its exit code must be 0."""
-        child = self.stages[stage].child
         self.stages[stage].channel.send({"cmd": "stop"})
+        self.ends(stage)
+
+    def ends(self, stage: int, code: int = 0) -> None:
+        """It ends by itself, with this exit code."""
+        child = self.stages[stage].child
         assert select.select([child.pidfd], [], [], SECONDS)[0], f"stage {stage} does not end"
-        assert child.reap() == "exited with code 0"
+        assert child.reap() == f"exited with code {code}"
         del self.stages[stage]
 
     def line(self, stage: int) -> Any:
@@ -251,6 +255,7 @@ class Primary(Rig):
         timeout: float = SECONDS,
         keepalive: float = SECONDS,
         ends: tuple[socket.socket, socket.socket] | None = None,
+        stages: Sequence[int] = (RECV, SEND),
         **geometry: int,
     ) -> None:
         super().__init__(**geometry)
@@ -261,7 +266,8 @@ class Primary(Rig):
             one, two = ends
         for stage, sock in ((RECV, two), (SEND, one)):
             settings = ConnSettings(sock.fileno(), version, compression, checksum, timeout, keepalive=keepalive)
-            self.start(stage, settings)
+            if stage in stages:
+                self.start(stage, settings)
             sock.close()
         self.free = list(range(self.arena.c.nslots))[::-1]
         self.number = 0
@@ -329,7 +335,7 @@ class Secondary(Rig):
         timeout: float = SECONDS,
         ends: tuple[socket.socket, socket.socket] | None = None,
         component: Path | None = None,
-        send_stage: bool = True,
+        stages: Sequence[int] = (SEND, RECV),
         nclient: int = 64,
         slab_size: int = 1 * MIB,
         datasize: int = DATASIZE,
@@ -345,7 +351,7 @@ class Secondary(Rig):
             self.start(DISK, disk=DiskSettings(fd, "inline", 1))
             os.close(fd)
         for stage, sock in ((SEND, two), (RECV, one)):
-            if stage == RECV or send_stage:
+            if stage in stages:
                 settings = ConnSettings(sock.fileno(), version, compression, checksum, timeout, max_io=slab_size)
                 self.start(stage, settings)
             sock.close()
@@ -380,3 +386,43 @@ class Secondary(Rig):
         while self.arena.seq.nfree + self.arena.ring_used(lib.HAST_RING_SEND_DONE) != total:
             assert time.monotonic() < deadline, f"{self.arena.seq.nfree} of {total} slots are free"
             time.sleep(0.002)
+
+
+class Pump:
+    """The recv pump of one role in this very process: for tests that need very many of them, and nobody beside it."""
+
+    def __init__(self, secondary: bool, nclient: int = 4, slab_size: int = 64 * KIB) -> None:
+        self.arena = Arena.create(Geometry(DATASIZE, DATA_OFFSET, MIB, MAPSIZE, 8, nclient, 0, slab_size), "data")
+        self.bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.control = socket.socketpair()
+        ours, self.peer = socket.socketpair()
+        self.ours = ours
+        options = {
+            "fd": ours.fileno(),
+            **dict.fromkeys(("own_bell", "seq_bell", "disk_bell", "send_bell", "recv_bell"), self.bell),
+            "control": self.control[0].fileno(),
+            "secondary": int(secondary),
+            "version": 2,
+            "keepalive_ms": 10000,
+            "timeout_ms": 20000,
+            "sector": 512,
+            "max_io": slab_size,
+        }
+        self.c = lib.hast_recv_new(self.arena.c, ffi.new("struct hast_conn_options *", options))
+        assert self.c != ffi.NULL
+
+    def run(self) -> int:
+        """Until the connection is lost: the errno. A test closes the peer's end first."""
+        while (result := lib.hast_recv_pump(self.c)) != lib.HAST_PUMP_LOST:
+            assert result == lib.HAST_PUMP_EVENT
+        return int(lib.hast_recv_error(self.c))
+
+    def why(self) -> str:
+        return str(ffi.string(lib.hast_recv_why(self.c)).decode())
+
+    def close(self) -> None:
+        lib.hast_recv_free(self.c)
+        for sock in (*self.control, self.ours, self.peer):
+            sock.close()
+        os.close(self.bell)
+        self.arena.close()
