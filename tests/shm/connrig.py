@@ -335,6 +335,7 @@ class Secondary(Rig):
         timeout: float = SECONDS,
         ends: tuple[socket.socket, socket.socket] | None = None,
         component: Path | None = None,
+        engine: str = "inline",
         stages: Sequence[int] = (SEND, RECV),
         nclient: int = 64,
         slab_size: int = 1 * MIB,
@@ -348,7 +349,7 @@ class Secondary(Rig):
             one, two = ends
         if component is not None:
             fd = os.open(component, os.O_RDWR | os.O_CLOEXEC)
-            self.start(DISK, disk=DiskSettings(fd, "inline", 1))
+            self.start(DISK, disk=DiskSettings(fd, engine, 1))
             os.close(fd)
         for stage, sock in ((SEND, two), (RECV, one)):
             if stage in stages:

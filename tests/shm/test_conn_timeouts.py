@@ -1,0 +1,211 @@
+"""A peer that stops: reading, answering, sending, in the middle of something.
+
+The connection is lost after the timeout, not before, and an idle one is not lost at all. How late a loaded machine is,
+is not tested; where a connection must not be lost, the peer stays far below the timeout.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from hast.ffi import _hast
+from hast.messages import Cmd, DataInfo, Reply, Request, pack_message
+from hast.stages.context import RECV, SEND
+from tests.shm.connrig import DELETE, FLUSH, KIB, READ, WRITE, Primary, Secondary
+
+lib = _hast.lib
+TIMEOUT = 0.4  # seconds
+TICK = TIMEOUT / 8
+LONG = 2.0  # where nothing may be lost
+SOON = TIMEOUT - 2 * TICK  # the earliest; a timer may begin before the test's own
+FAMILIES = pytest.mark.parametrize("family", ["unix", "tcp"])
+
+
+@contextmanager
+def running(rig: Any) -> Iterator[Any]:
+    try:
+        yield rig
+    finally:
+        rig.close()
+
+
+@contextmanager
+def not_sooner() -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began >= SOON
+
+
+# ---- the primary ----
+
+
+def test_a_secondary_that_does_not_answer() -> None:
+    with running(Primary(timeout=TIMEOUT)) as p:
+        p.submit(FLUSH)
+        with not_sooner():
+            number, why = p.lost(RECV)
+        assert (number, why) == (errno.ETIMEDOUT, "the secondary has answered nothing for 0.4 s")
+        assert p.alive()
+        p.stop(RECV)
+        p.stop(SEND)
+
+
+def test_a_secondary_that_stops_in_the_middle_of_an_answer() -> None:
+    for cut in (3, 20, 100, 100_000):
+        with running(Primary(timeout=TIMEOUT)) as p:
+            slot = p.submit(READ, 0, 128 * KIB)
+            p.out.request()
+            data = bytes(128 * KIB)
+            raw = pack_message(2, Reply(p.seq(slot), data=DataInfo(len(data))).to_nv(), data)
+            p.back.say(raw[:cut])
+            with not_sooner():
+                assert p.lost(RECV)[0] == errno.ETIMEDOUT
+            assert p.nothing_done()
+
+
+def test_nobody_waits_for_an_idle_secondary() -> None:
+    """Long silence without requests, then one that is answered in time, then silence again."""
+    with running(Primary(timeout=LONG)) as p:
+        for _ in range(2):
+            time.sleep(1.2 * LONG)
+            slot = p.submit(DELETE, 0, 4096)
+            p.out.request()
+            time.sleep(LONG / 8)
+            p.back.answer(Reply(p.seq(slot)))
+            assert p.done()[0].error == 0
+        assert p.alive() and p.stages[RECV].lost is None
+
+
+def test_a_slow_secondary_is_not_a_dead_one() -> None:
+    """One request stays out all the time, others are answered: bytes come."""
+    with running(Primary(timeout=LONG)) as p:
+        first = p.submit(FLUSH)
+        p.out.request()
+        for _ in range(6):
+            slot = p.submit(DELETE, 0, 4096)
+            p.out.request()
+            time.sleep(LONG / 4)
+            p.back.answer(Reply(p.seq(slot)))
+            assert p.done()[0].slot == slot
+        p.back.answer(Reply(p.seq(first)))
+        assert p.done()[0].slot == first
+
+
+@FAMILIES
+def test_a_secondary_that_stops_reading(family: str) -> None:
+    with running(Primary(family=family, timeout=TIMEOUT, keepalive=60.0, nclient=128)) as p:
+        p.arena.seq.nremote = 0
+        began = time.monotonic()
+        for n in range(100):
+            p.push(lib.HAST_RING_SEND, SEND, [p.fill(WRITE, n * 128 * KIB, data=b"x" * 128 * KIB)])
+        p.arena.seq.nremote = 0  # recv is not the one that finds it
+        number, why = p.lost(SEND)
+        assert time.monotonic() - began >= SOON
+        assert (number, why) == (errno.ETIMEDOUT, "the secondary has taken no data for 0.4 s")
+        assert p.alive()
+        p.stop(SEND)
+        p.stop(RECV)
+
+
+@FAMILIES
+def test_a_secondary_that_reads_slowly(family: str) -> None:
+    """A little in each quarter of the timeout: everything arrives, in order and whole, over many partial sends."""
+    with running(Primary(family=family, timeout=LONG, nclient=128)) as p:
+        blocks = [bytes([n]) * 128 * KIB for n in range(40)]
+        slots = [p.fill(WRITE, n * 128 * KIB, data=block) for n, block in enumerate(blocks)]
+        p.push(lib.HAST_RING_SEND, SEND, slots)
+        p.arena.seq.nremote = 0
+        for n, block in enumerate(blocks):
+            if n % 8 == 0:
+                time.sleep(LONG / 4)
+            request, data = p.out.written()
+            assert (request.seq, request.offset, data) == (p.seq(slots[n]), n * 128 * KIB, block)
+        assert p.alive() and p.stages[SEND].lost is None
+
+
+def test_requests_do_for_keepalives() -> None:
+    with running(Primary(keepalive=LONG / 2)) as p:
+        for _ in range(6):
+            p.submit(FLUSH)
+            assert p.out.request()[0].cmd == Cmd.FLUSH
+            time.sleep(LONG / 8)
+        for _ in range(2):
+            assert p.out.request()[0].cmd == Cmd.KEEPALIVE
+
+
+def test_a_keepalive_that_goes_unread_is_not_the_end() -> None:
+    """What the kernel takes is taken: an idle connection is given up only when somebody waits for an answer."""
+    with running(Primary(keepalive=0.05, timeout=TIMEOUT)) as p:
+        time.sleep(3 * TIMEOUT)
+        assert p.alive() and p.stages[SEND].lost is None
+        for _ in range(5):
+            assert p.out.request()[0].cmd == Cmd.KEEPALIVE
+
+
+# ---- the secondary ----
+
+
+def test_a_primary_that_is_silent() -> None:
+    with running(Secondary(timeout=TIMEOUT)) as s:
+        with not_sooner():
+            number, why = s.lost(RECV)
+        assert (number, why) == (errno.ETIMEDOUT, "the primary has sent nothing for 0.4 s")
+        assert s.alive()
+        s.stop(RECV)
+        s.stop(SEND)
+
+
+@pytest.mark.parametrize("cut", [1, 50, 200, 30_000])
+def test_a_primary_that_stops_in_the_middle_of_a_request(cut: int) -> None:
+    data = b"x" * 128 * KIB
+    with running(Secondary(timeout=TIMEOUT)) as s:
+        s.into.say(pack_message(2, Request(Cmd.WRITE, 1, 0, len(data), True, DataInfo(len(data))).to_nv(), data)[:cut])
+        with not_sooner():
+            assert s.lost(RECV)[0] == errno.ETIMEDOUT
+        assert s.disk_waits() and s.back.silent()
+        s.all_slots_free()
+
+
+def test_keepalives_keep_it() -> None:
+    with running(Secondary(timeout=LONG)) as s:
+        for _ in range(6):
+            s.into.ask(Request(Cmd.KEEPALIVE))
+            time.sleep(LONG / 4)
+        assert s.alive() and s.stages[RECV].lost is None
+        assert s.back.silent() and s.disk_waits()
+
+
+def test_a_slow_disk_is_not_the_primarys_silence() -> None:
+    """All slots are with the disk, so recv does not read: that the primary cannot send is not its fault."""
+    with running(Secondary(timeout=TIMEOUT, nclient=2)) as s:
+        for seq in range(1, 4):
+            s.into.ask(Request(Cmd.READ, seq, seq * 512, 512))
+        slots = s.disk_takes(2)
+        time.sleep(3 * TIMEOUT)
+        assert s.stages[RECV].lost is None and s.alive()
+        s.disk_done(*slots)
+        s.disk_done(*s.disk_takes())
+        assert [s.back.reply()[0].seq for _ in range(3)] == [1, 2, 3]
+
+
+@FAMILIES
+def test_a_primary_that_does_not_read_its_replies(family: str) -> None:
+    with running(Secondary(family=family, timeout=TIMEOUT, nclient=32)) as s:
+        for seq in range(1, 31):
+            s.into.ask(Request(Cmd.READ, seq, 0, 1 << 20))
+        slots = s.disk_takes(30)
+        began = time.monotonic()
+        s.disk_done(*slots)
+        number, why = s.lost(SEND)
+        assert time.monotonic() - began >= SOON
+        assert (number, why) == (errno.ETIMEDOUT, "the primary has taken no data for 0.4 s")
+        s.all_slots_free()
+        assert s.alive()
+        s.stop(RECV)
+        s.stop(SEND)
