@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 
-from hast.config import Config, Resource
+from hast.config import Config, Resource, parse
 from hast.control import Role
 from hast.errors import ConfigError
 
@@ -125,6 +125,15 @@ def plan(old: Config, new: Config) -> Plan:
         removed=tuple(name for name in old.resources if name not in new.resources),
         changed=tuple(Change(before, after) for before, after in both if before != after),
     )
+
+
+def check_change(old: Config, new: Config) -> None:
+    """Raises ConfigError when `new` must not take the place of `old`."""
+    check(new)
+    nothing = parse("", new.path, [new.node])
+    if new == nothing and old.resources:
+        # An editor or a script may be just about to write it; believing it would end every resource.
+        raise ConfigError(f"{new.path}: it says nothing at all, which is not taken for the removal of every resource")
 
 
 def check(config: Config) -> None:

@@ -63,7 +63,8 @@ class Reloader:
     async def reload(self) -> None:
         """Have in force what the file says now. Raises HastError, and all is as before then."""
         log.info("reading %s again", self.config.path)
-        new = await asyncio.get_running_loop().run_in_executor(None, _read, self.config.path)
+        new = await asyncio.get_running_loop().run_in_executor(None, config.load, self.config.path)
+        reload.check_change(self.config, new)
         plan = reload.plan(self.config, new)
         await self._listen(plan)
         await self._resources(plan)
@@ -121,9 +122,3 @@ class Reloader:
         for resource in plan.added:
             self._event(resource.name, "reload", what="added")
         self._event("", "reload", done=str(plan))
-
-
-def _read(path: str) -> Config:
-    new = config.load(path)
-    reload.check(new)
-    return new

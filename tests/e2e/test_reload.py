@@ -50,6 +50,13 @@ def without(node: Node, resource: str) -> str:
     return before + rest.partition("\n}\n}\n")[2]
 
 
+def put(node: Node, text: str) -> None:
+    """Write the configuration, all of it at once."""
+    new = node.directory / "hast.conf.new"
+    new.write_text(text)
+    new.replace(node.conf)
+
+
 def hang_up(node: Node) -> None:
     assert node.hastd is not None
     node.hastd.send_signal(signal.SIGHUP)
@@ -62,7 +69,7 @@ def lines(node: Node, text: str) -> list[str]:
 
 def reload(node: Node, text: str) -> str:
     """Have hastd read this configuration; what it says that it has done."""
-    node.conf.write_text(text)
+    put(node, text)
     count = len(lines(node, DONE))
     hang_up(node)
     eventually(lambda: len(lines(node, DONE)) > count, "the configuration is read again")
@@ -200,7 +207,10 @@ def test_two_resources_swap_their_devices(make_node: MakeNode) -> None:
     assert [first_word(name) for name in SMALL] == ["one", "two"]
     before = {name: worker(node, name) for name in SMALL}
     one, two = (node.name(name) for name in SMALL)
-    assert reload(node, conf(node, one=f"name {two}", two=f"name {one}")) == f"changed {one} (name), {two} (name)"
+    text = conf(node, one=f"name {two}", two=f"name {one}")
+    for name in (one, two):
+        text = text.replace(f"on {node.node} {{\nname {name}\n", f"on {node.node} {{\n")
+    assert reload(node, text) == f"changed {one} (name), {two} (name)"
     for name in SMALL:
         worker(node, name, before[name])
     assert [first_word(name) for name in SMALL] == ["two", "one"]
@@ -311,7 +321,7 @@ def test_listening_elsewhere(node: Node) -> None:
         with socket.socket() as busy:
             busy.bind((node.address, ports[1]))
             busy.listen()
-            node.conf.write_text(text.replace(old, f"{here}listen tcp4://{node.address}:{ports[1]}\n"))
+            put(node, text.replace(old, f"{here}listen tcp4://{node.address}:{ports[1]}\n"))
             assert "Address already in use" in refused(node) and answers(ports[0])
         assert reload(node, text.replace(old, here)) == "changed 'listen'" and answers(ports[0])
         with socket.socket() as free:
@@ -344,25 +354,27 @@ def test_what_is_broken_changes_nothing(node: Node) -> None:
     other = node.directory / "other"
     lost = without(node, "one")
     with busy, untouched(node), untouched(node, "one"):
-        path.write_text(lost + "resource broken {\n")
+        put(node, lost + "resource broken {\n")
         count = len(lost.splitlines())
         assert refused(node).startswith(f"{path}:{count + 2}:1: found the end of the file, expected")
-        path.write_text(lost.replace("device nbd", "device floppy"))
+        put(node, "")
+        assert refused(node) == f"{path}: it says nothing at all, which is not taken for the removal of every resource"
+        put(node, lost.replace("device nbd", "device floppy"))
         assert refused(node).startswith(f"{path}:5:8: found 'floppy', expected")
         path.unlink()
         assert refused(node) == f"cannot read configuration '{path}': No such file or directory"
-        path.write_text(lost.replace(f"control {node.directory}/control", "control 127.0.0.1"))
+        put(node, lost.replace(f"control {node.directory}/control", "control 127.0.0.1"))
         assert "hastd listens to hastctl on Unix sockets only" in refused(node)
         # All or nothing: the new control socket could be made, the address for peers could not.
         moved = lost.replace(f"control {node.directory}/control", f"control {other}")
-        path.write_text(f"listen tcp4://{node.address}:{port}\n{moved}")
+        put(node, f"listen tcp4://{node.address}:{port}\n{moved}")
         assert f"cannot listen on tcp4://{node.address}:{port}: Address already in use" in refused(node)
         assert not other.exists()
         other.write_text("no socket")
-        path.write_text(moved)
+        put(node, moved)
         assert f"cannot listen on control socket {other}: something else is there" in refused(node)
         assert other.read_text() == "no socket"
-        path.write_text(good)
+        put(node, good)
         assert len(json.loads(node.ctl("status", "--json").stdout)) == 2
         assert reload(node, good) == "nothing has changed"
 
@@ -373,7 +385,7 @@ def test_many_signals(node: Node) -> None:
     texts = [without(node, "one"), "resource {", conf(node, one="timeout 9"), full]
     with untouched(node):
         for number in range(20):
-            node.conf.write_text(texts[number % len(texts)])
+            put(node, texts[number % len(texts)])
             hang_up(node)
         assert node.conf.read_text() == full
         names = [node.name("one"), node.name("two")]
@@ -389,7 +401,7 @@ def test_many_signals(node: Node) -> None:
 
 
 def test_end_in_the_middle(node: Node) -> None:
-    node.conf.write_text(without(node, "one"))
+    put(node, without(node, "one"))
     hang_up(node)
     assert node.stop() == 0
     assert node.leftovers() == []
@@ -411,7 +423,7 @@ def test_live_events(node: Node) -> None:
             # A subscription takes a moment to reach the publisher: go on until it has.
             for text in texts[:3]:
                 reload(node, text)
-            node.conf.write_text(texts[3])
+            put(node, texts[3])
             refused(node)
             while subscriber.poll(0):
                 event = json.loads(subscriber.recv_multipart()[1])

@@ -12,7 +12,18 @@ from hast.address import Address, parse_address
 from hast.config import Config, Resource, parse
 from hast.control import Role
 from hast.errors import ConfigError
-from hast.reload import LIVE, RECONNECT, RESTART, START_ONLY, Action, action, changed_settings, check, plan
+from hast.reload import (
+    LIVE,
+    RECONNECT,
+    RESTART,
+    START_ONLY,
+    Action,
+    action,
+    changed_settings,
+    check,
+    check_change,
+    plan,
+)
 
 BASE = parse("resource a { local /a on here { remote none } }", "hast.conf", ["here"])
 RESOURCE = BASE.resources["a"]
@@ -151,3 +162,13 @@ def test_control_on_tcp_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^hast.conf: control 192\.0\.2\.1: hastd listens to hastctl on Unix"):
         check(replace(BASE, control=ADDRESSES[0]))
     check(BASE)
+
+
+def test_file_that_is_just_being_written_is_not_believed() -> None:
+    empty = parse("# nothing yet\n", "hast.conf", ["here"])
+    with pytest.raises(ConfigError, match=r"^hast.conf: it says nothing at all"):
+        check_change(BASE, empty)
+    check_change(empty, empty)
+    check_change(BASE, parse("rundir /r", "hast.conf", ["here"]))  # the last resource is gone, and that is meant
+    with pytest.raises(ConfigError, match="Unix sockets only"):
+        check_change(BASE, replace(BASE, control=ADDRESSES[0]))
