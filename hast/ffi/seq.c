@@ -244,8 +244,8 @@ remote_readable(struct hast_arena *a, const struct hast_bio *bio)
 
 /* A read that the local component cannot answer. It holds the range lock, so that it sees all writes before it, also
    those that are acknowledged and not stored there yet. */
-static void
-read_remote(struct hast_arena *a, struct hast_bio *bio)
+void
+seq_read_remote(struct hast_arena *a, struct hast_bio *bio)
 {
 	if (!remote_readable(a, bio)) {
 		acknowledge(a, bio, bio->error[HAST_LOCAL] != 0 ? bio->error[HAST_LOCAL] : EIO);
@@ -264,8 +264,10 @@ activate(struct hast_arena *a, struct hast_bio *bio)
 {
 	if ((bio->flags & HAST_BIO_SYNC) != 0)
 		seq_sync_start_chunk(a, bio);
+	else if (bio->cmd == HAST_CMD_READ && seq_of(a)->joining)
+		seq_map_wait(a, bio);
 	else if (bio->cmd == HAST_CMD_READ)
-		read_remote(a, bio);
+		seq_read_remote(a, bio);
 	else if (seq_map_enter(a, bio) && !seq_of(a)->joining)
 		seq_launch(a, bio);
 	else

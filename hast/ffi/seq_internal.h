@@ -49,6 +49,8 @@ int seq_own_flush(struct hast_arena *a);
 void seq_push_remote(struct hast_arena *a, struct hast_bio *bio);
 /* Number, errors and flags of a bio that enters the sequencer. */
 void seq_prepare(struct hast_arena *a, struct hast_bio *bio);
+/* A read of what only the secondary has, or has whole; it holds the range lock. */
+void seq_read_remote(struct hast_arena *a, struct hast_bio *bio);
 /* Takes the range lock, and goes on as soon as nothing earlier overlaps. */
 void seq_lock(struct hast_arena *a, struct hast_bio *bio);
 void seq_unlock(struct hast_arena *a, const struct hast_bio *bio);

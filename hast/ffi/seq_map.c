@@ -362,13 +362,16 @@ wake_waiters(struct hast_arena *a, int error, uint64_t offset, uint64_t length)
 	struct hast_seq *s = seq_of(a);
 	uint32_t slot = s->mapwait_head;
 	uint32_t refused = HAST_NONE, tail = HAST_NONE;
+	uint32_t reads = HAST_NONE, last_read = HAST_NONE;
 
 	s->mapwait_head = HAST_NONE;
 	while (slot != HAST_NONE) {
 		struct hast_bio *bio = bio_of(a, slot);
 
 		slot = bio->next;
-		if (!s->joining && durable(a, bio))
+		if (bio->cmd == HAST_CMD_READ)
+			seq_list_append(a, &reads, &last_read, bio->slot);
+		else if (!s->joining && durable(a, bio))
 			seq_launch(a, bio);
 		else if (error != 0 && needed(a, bio, offset, length))
 			seq_list_append(a, &refused, &tail, bio->slot);
@@ -381,6 +384,16 @@ wake_waiters(struct hast_arena *a, int error, uint64_t offset, uint64_t length)
 
 		refused = bio->next;
 		seq_refuse(a, bio, error);
+	}
+	/* Reads of what only the secondary has wait for the connection, not for the map. */
+	while (reads != HAST_NONE) {
+		struct hast_bio *bio = bio_of(a, reads);
+
+		reads = bio->next;
+		if (s->joining)
+			seq_list_append(a, &s->mapwait_head, &s->mapwait_tail, bio->slot);
+		else
+			seq_read_remote(a, bio);
 	}
 }
 

@@ -78,8 +78,15 @@ class Ggate:
         size = self.context.arena.geometry.mapsize
         activemap = os.pread(map_fd, size, 0)
         os.close(map_fd)
+        if from_remote and (self.seq.nactive or self.seq.grant_head != lib.HAST_NONE):
+            # They would be acknowledged, then overwritten. Counted first, they make a split-brain, which is the truth.
+            why = "the secondary has newer data, and writes are under way here that it does not have"
+            self.context.control.send({"event": "lost", "why": why})
+            return
         self.seq.mode = mode
         self.from_remote = from_remote
+        # From now on, and not only when the copying begins: what the merged map marks is old here.
+        self.seq.sync_remote = int(from_remote)
         lib.hast_seq_connect(self.context.arena.c, activemap if len(activemap) == size else ffi.NULL)
 
     def tell(self) -> None:

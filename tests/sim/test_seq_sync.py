@@ -176,3 +176,31 @@ def test_last_chunk_of_a_device_is_short() -> None:
     assert b.seq.bio[chunk].length == 4096 - 1536
     b.done(chunk)
     assert b.seq.sync() == set()
+
+
+def test_reads_of_newer_data_wait_for_the_merged_map() -> None:
+    """The secondary's map says what is old here before the first request may go there: neither stale nor an error."""
+    b = Bench(connected=False)
+    b.seq.s.sync_remote = 1
+    b.connect(1 << 4)
+    assert b.updating() == {4}
+    old, fine = b.read(4), b.read(2)
+    assert fine in b.local
+    assert old not in b.local
+    assert b.remote == []
+    assert old not in b.answers
+    b.map_done()
+    assert b.remote == [old]
+    b.remote_done(old)
+    assert b.answers[old] == 0
+
+
+def test_reads_of_newer_data_fail_when_the_connection_ends_first() -> None:
+    b = Bench(connected=False)
+    b.seq.s.sync_remote = 1
+    b.connect(1 << 4)
+    old = b.read(4)
+    b.disconnect()
+    assert b.answers[old] == 5
+    b.map_done()
+    assert old not in b.local
