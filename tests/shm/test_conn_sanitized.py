@@ -1,0 +1,30 @@
+"""The connection's pumps under sanitizers: tests/native/conn_stress.c, damaged streams by the hundred."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.shm.native import FFI, NATIVE, compile_native, sanitizer_missing
+
+FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1"]
+NAMES = ("conn", "send", "recv", "recv_primary", "recv_secondary", "transform", "crc32", "sha256", "lzf", "wire")
+SOURCES = [*FFI.glob("seq*.c"), *(FFI / f"{name}.c" for name in (*NAMES, "arena", "ring", "doorbell"))]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("native")
+    reason = sanitizer_missing(where, *FLAGS)
+    if reason is not None:
+        pytest.skip(reason)
+    return compile_native(where / "conn_stress", [NATIVE / "conn_stress.c", *SOURCES], *FLAGS)
+
+
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_damaged_streams(program: Path, seed: int) -> None:
+    done = subprocess.run([str(program), str(seed), "150"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
