@@ -7,7 +7,6 @@
 #define LOCAL (1u << HAST_LOCAL)
 #define REMOTE (1u << HAST_REMOTE)
 
-static void flush_launch(struct hast_arena *a, struct hast_bio *bio);
 
 /* ---- small things ---- */
 
@@ -15,12 +14,6 @@ struct hast_seq *
 hast_arena_seq(struct hast_arena *a)
 {
 	return seq_of(a);
-}
-
-static uint32_t *
-active_of(struct hast_arena *a)
-{
-	return (uint32_t *)((char *)a + a->active_off);
 }
 
 static struct hast_ring *
@@ -69,18 +62,6 @@ seq_list_append(struct hast_arena *a, uint32_t *head, uint32_t *tail, uint32_t s
 	else
 		bio_of(a, *tail)->next = slot;
 	*tail = slot;
-}
-
-static int
-is_mutation(const struct hast_bio *bio)
-{
-	return bio->cmd == HAST_CMD_WRITE || bio->cmd == HAST_CMD_DELETE;
-}
-
-static int
-overlap(const struct hast_bio *x, const struct hast_bio *y)
-{
-	return x->offset < y->offset + y->length && y->offset < x->offset + x->length;
 }
 
 /* ---- slots ---- */
@@ -154,8 +135,8 @@ answer_waits(const struct hast_bio *bio)
 }
 
 /* The sequencer has nothing more to do with it. */
-static void
-finish(struct hast_arena *a, struct hast_bio *bio)
+void
+seq_finish(struct hast_arena *a, struct hast_bio *bio)
 {
 	seq_of(a)->inuse--;
 	bio->state = HAST_BIO_DONE;
@@ -163,8 +144,8 @@ finish(struct hast_arena *a, struct hast_bio *bio)
 		slot_free(a, bio);
 }
 
-static void
-acknowledge(struct hast_arena *a, struct hast_bio *bio, int result)
+void
+seq_acknowledge(struct hast_arena *a, struct hast_bio *bio, int result)
 {
 	struct hast_seq_stats *st = &seq_of(a)->stats;
 
@@ -213,300 +194,7 @@ hast_seq_release(struct hast_arena *a, uint32_t slot)
 		slot_free(a, bio);
 }
 
-/* ---- mutations ---- */
-
-void
-seq_launch(struct hast_arena *a, struct hast_bio *bio)
-{
-	struct hast_seq *s = seq_of(a);
-
-	bio->state = HAST_BIO_RUNNING;
-	bio->pending = LOCAL;
-	if (s->connected) {
-		if (bio->cmd == HAST_CMD_WRITE && s->mode == HAST_MODE_MEMSYNC)
-			bio->flags |= HAST_BIO_MEMSYNC;
-		seq_push_remote(a, bio);
-	}
-	bio->used = bio->pending;
-	seq_push(a, HAST_RING_DISK, bio->slot);
-}
-
-/* May the secondary be asked for this range? Where it may be the older one, or has just failed to write, never. */
-static int
-remote_readable(struct hast_arena *a, const struct hast_bio *bio)
-{
-	const struct hast_seq *s = seq_of(a);
-
-	if (!s->connected || (s->asked & HAST_SEQ_REMOTE_FAILED) != 0)
-		return 0;
-	return s->sync_remote || !seq_sync_marked(a, bio);
-}
-
-/* A read that the local component cannot answer. It holds the range lock, so that it sees all writes before it, also
-   those that are acknowledged and not stored there yet. */
-void
-seq_read_remote(struct hast_arena *a, struct hast_bio *bio)
-{
-	if (!remote_readable(a, bio)) {
-		acknowledge(a, bio, bio->error[HAST_LOCAL] != 0 ? bio->error[HAST_LOCAL] : EIO);
-		seq_unlock(a, bio);
-		finish(a, bio);
-		return;
-	}
-	bio->state = HAST_BIO_RUNNING;
-	bio->used |= REMOTE;
-	seq_push_remote(a, bio);
-}
-
-/* No earlier overlapping mutation is left: mark its extents, and go as soon as they are marked on disk. */
-static void
-activate(struct hast_arena *a, struct hast_bio *bio)
-{
-	if ((bio->flags & HAST_BIO_SYNC) != 0)
-		seq_sync_start_chunk(a, bio);
-	else if (bio->cmd == HAST_CMD_READ && seq_of(a)->joining)
-		seq_map_wait(a, bio);
-	else if (bio->cmd == HAST_CMD_READ)
-		seq_read_remote(a, bio);
-	else if (seq_map_enter(a, bio) && !seq_of(a)->joining)
-		seq_launch(a, bio);
-	else
-		seq_map_wait(a, bio);
-}
-
-void
-seq_lock(struct hast_arena *a, struct hast_bio *bio)
-{
-	struct hast_seq *s = seq_of(a);
-	uint32_t *active = active_of(a);
-
-	bio->order = ++s->order;
-	bio->blockers = 0;
-	for (uint32_t i = 0; i < s->nactive; i++)
-		bio->blockers += (uint32_t)overlap(bio_of(a, active[i]), bio);
-	active[s->nactive++] = bio->slot;
-	if (bio->blockers == 0)
-		activate(a, bio);
-	else
-		bio->state = HAST_BIO_BLOCKED;
-}
-
-/* The mutation is over everywhere: those that waited for it alone may start. */
-void
-seq_unlock(struct hast_arena *a, const struct hast_bio *bio)
-{
-	struct hast_seq *s = seq_of(a);
-	uint32_t *active = active_of(a);
-	uint32_t at = 0;
-
-	while (at < s->nactive && active[at] != bio->slot)
-		at++;
-	if (at == s->nactive)
-		return;
-	s->nactive--;
-	for (uint32_t i = at; i < s->nactive; i++)
-		active[i] = active[i + 1];
-	/* Only later ones counted it. activate() adds none to the list, but may take out this one and some behind it. */
-	for (uint32_t i = at; i < s->nactive;) {
-		struct hast_bio *later = bio_of(a, active[i]);
-
-		if (later->blockers > 0 && overlap(bio, later) && --later->blockers == 0)
-			activate(a, later);
-		if (i < s->nactive && active[i] == later->slot)
-			i++;
-	}
-}
-
-void
-seq_refuse(struct hast_arena *a, struct hast_bio *bio, int error)
-{
-	seq_map_leave(a, bio, 1);
-	acknowledge(a, bio, error);
-	seq_unlock(a, bio);
-	finish(a, bio);
-}
-
-/* Whether the secondary has what the mode wants it to have. -1: not yet, 0: it never will, 1: yes. */
-static int
-remote_verdict(const struct hast_seq *s, const struct hast_bio *bio)
-{
-	if ((bio->used & REMOTE) == 0)
-		return 0;
-	if ((bio->pending & REMOTE) == 0)
-		return bio->error[HAST_REMOTE] == 0;
-	if (s->mode == HAST_MODE_ASYNC || (s->mode == HAST_MODE_MEMSYNC && bio->received))
-		return 1;
-	return -1;
-}
-
-/* The ack rule, invariants 5 and 7. */
-static void
-mutation_try_ack(struct hast_arena *a, struct hast_bio *bio)
-{
-	struct hast_seq *s = seq_of(a);
-	int verdict = remote_verdict(s, bio);
-
-	if (bio->answered || bio->state == HAST_BIO_GRANTWAIT || (bio->pending & LOCAL) != 0)
-		return;
-	if (bio->error[HAST_LOCAL] != 0) {
-		/* Answered when the other side is settled too, so that a retry finds nothing under way. */
-		if (bio->pending == 0)
-			acknowledge(a, bio, bio->error[HAST_LOCAL]);
-		return;
-	}
-	if (verdict < 0)
-		return;
-	if (verdict == 0 && !s->degraded_ok) {
-		bio->state = HAST_BIO_GRANTWAIT;
-		seq_list_append(a, &s->grant_head, &s->grant_tail, bio->slot);
-		return;
-	}
-	acknowledge(a, bio, 0);
-}
-
-static void
-mutation_step(struct hast_arena *a, struct hast_bio *bio)
-{
-	struct hast_seq *s = seq_of(a);
-
-	mutation_try_ack(a, bio);
-	if (bio->pending != 0)
-		return;
-
-	int remote_ok = (bio->used & REMOTE) != 0 && bio->error[HAST_REMOTE] == 0;
-
-	if (!remote_ok && !s->degraded_ok)
-		seq_raise(a, HAST_SEQ_NEED_DEGRADED);
-	if (s->connected && bio->error[HAST_REMOTE] != 0)
-		seq_raise(a, HAST_SEQ_REMOTE_FAILED);
-	seq_map_leave(a, bio, remote_ok && bio->error[HAST_LOCAL] == 0);
-	seq_unlock(a, bio);
-	if (bio->state != HAST_BIO_GRANTWAIT)
-		finish(a, bio);
-}
-
-void
-hast_seq_grant_degraded(struct hast_arena *a)
-{
-	struct hast_seq *s = seq_of(a);
-	uint32_t slot = s->grant_head;
-
-	/* While connected it is for those who wait now: a resynchronisation may make localcnt equal again at any time. */
-	s->degraded_ok = !s->connected;
-	s->asked &= ~(uint32_t)HAST_SEQ_NEED_DEGRADED;
-	s->grant_head = HAST_NONE;
-	while (slot != HAST_NONE) {
-		struct hast_bio *bio = bio_of(a, slot);
-
-		slot = bio->next;
-		acknowledge(a, bio, bio->error[HAST_LOCAL]);
-		finish(a, bio);
-	}
-}
-
-/* ---- flushes ---- */
-
-static void
-flush_submit(struct hast_arena *a, struct hast_bio *bio)
-{
-	struct hast_seq *s = seq_of(a);
-
-	if (s->flush_running == HAST_NONE) {
-		bio->next = HAST_NONE;
-		flush_launch(a, bio);
-		return;
-	}
-	/* The one under way may have passed writes that this one has to cover: one more, for all who wait. */
-	bio->state = HAST_BIO_QUEUED;
-	seq_list_append(a, &s->flushq_head, &s->flushq_tail, bio->slot);
-}
-
-/* bio is the first of a batch linked by next; it stands for all of them. */
-static void
-flush_launch(struct hast_arena *a, struct hast_bio *bio)
-{
-	struct hast_seq *s = seq_of(a);
-
-	s->flush_running = bio->slot;
-	s->flush_cover = s->epoch++;
-	s->flush_whole = s->connected;
-	bio->state = HAST_BIO_RUNNING;
-	bio->pending = LOCAL;
-	if (s->connected)
-		seq_push_remote(a, bio);
-	bio->used = bio->pending;
-	seq_push(a, HAST_RING_DISK, bio->slot);
-}
-
-/* A node may have lost what was only in its cache: nothing that was written and not flushed is the same on both for
-   certain, and no later flush makes it so. */
-static void
-distrust(struct hast_arena *a)
-{
-	const uint32_t *active = active_of(a);
-
-	seq_map_suspect(a);
-	seq_sync_spoil_all(a);
-	for (uint32_t i = 0; i < seq_of(a)->nactive; i++) {
-		const struct hast_bio *bio = bio_of(a, active[i]);
-
-		if (is_mutation(bio) && bio->used != bio->pending)
-			seq_map_suspect_bio(a, bio);
-	}
-}
-
-/* A local flush has failed: what is in the cache may be lost, and no later flush would say so again. A mutation that is not
-   answered yet is not answered as if it were there. */
-static void
-spoil_unanswered(struct hast_arena *a, int error)
-{
-	for (uint32_t i = 0; i < a->nslots; i++) {
-		struct hast_bio *bio = bio_of(a, i);
-		int done = bio->state == HAST_BIO_GRANTWAIT ||
-		    (bio->state == HAST_BIO_RUNNING && (bio->pending & LOCAL) == 0);
-
-		if (done && is_mutation(bio) && !bio->answered && bio->error[HAST_LOCAL] == 0)
-			bio->error[HAST_LOCAL] = error;
-	}
-}
-
-/* At once, and not when the other component is through too: a resynchronisation may be relying on that cache. */
-static void
-flush_failed(struct hast_arena *a, const struct hast_bio *bio, int component)
-{
-	if (component == HAST_LOCAL)
-		spoil_unanswered(a, bio->error[HAST_LOCAL]);
-	else if (seq_of(a)->connected)
-		seq_raise(a, HAST_SEQ_REMOTE_FAILED);
-	distrust(a);
-}
-
-static void
-flush_done(struct hast_arena *a, struct hast_bio *bio)
-{
-	struct hast_seq *s = seq_of(a);
-	int result = bio->error[HAST_LOCAL];
-	int failed = result != 0 || bio->error[HAST_REMOTE] != 0;
-	uint32_t slot = bio->slot;
-
-	if (!failed && s->flush_whole)
-		s->flushed = s->flush_cover;
-	while (slot != HAST_NONE) {
-		struct hast_bio *one = bio_of(a, slot);
-
-		slot = one->next;
-		acknowledge(a, one, result);
-		finish(a, one);
-	}
-	s->flush_running = HAST_NONE;
-	if (s->flushq_head != HAST_NONE) {
-		struct hast_bio *next = bio_of(a, s->flushq_head);
-
-		s->flushq_head = HAST_NONE;
-		flush_launch(a, next);
-	}
-	seq_sync_flushed(a, failed);
-}
+/* ---- what goes in ---- */
 
 void
 seq_prepare(struct hast_arena *a, struct hast_bio *bio)
@@ -521,24 +209,6 @@ seq_prepare(struct hast_arena *a, struct hast_bio *bio)
 	bio->flags &= (uint8_t)~HAST_BIO_MEMSYNC;
 	s->inuse++;
 }
-
-int
-seq_own_flush(struct hast_arena *a)
-{
-	struct hast_bio *bio = bio_of(a, own_flush_slot(a));
-
-	if (bio->state != HAST_BIO_FREE)
-		return 0;
-	bio->cmd = HAST_CMD_FLUSH;
-	bio->flags = 0;
-	bio->held = 0;
-	bio->offset = bio->length = 0;
-	seq_prepare(a, bio);
-	flush_submit(a, bio);
-	return 1;
-}
-
-/* ---- what goes in ---- */
 
 static int
 request_ok(const struct hast_arena *a, const struct hast_bio *bio)
@@ -576,7 +246,7 @@ hast_seq_submit(struct hast_arena *a, uint32_t slot)
 		break;
 	case HAST_CMD_FLUSH:
 		s->stats.flush++;
-		flush_submit(a, bio);
+		seq_flush_submit(a, bio);
 		break;
 	default:
 		if (bio->cmd == HAST_CMD_WRITE)
@@ -596,16 +266,16 @@ read_done(struct hast_arena *a, struct hast_bio *bio, int component)
 {
 	int error = bio->error[component];
 
-	if (error != 0 && component == HAST_LOCAL && remote_readable(a, bio)) {
+	if (error != 0 && component == HAST_LOCAL && seq_remote_readable(a, bio)) {
 		seq_lock(a, bio);
 		return;
 	}
 	if (error != 0)
 		error = bio->error[HAST_LOCAL] != 0 ? bio->error[HAST_LOCAL] : EIO;
-	acknowledge(a, bio, error);
+	seq_acknowledge(a, bio, error);
 	if (bio->order != 0)
 		seq_unlock(a, bio);
-	finish(a, bio);
+	seq_finish(a, bio);
 }
 
 static void
@@ -625,17 +295,17 @@ settle(struct hast_arena *a, struct hast_bio *bio, int component)
 		read_done(a, bio, component);
 		break;
 	case HAST_CMD_MAP:
-		finish(a, bio);
+		seq_finish(a, bio);
 		seq_map_done(a, bio->error[HAST_LOCAL]);
 		break;
 	case HAST_CMD_FLUSH:
 		if (bio->error[component] != 0)
-			flush_failed(a, bio, component);
+			seq_flush_failed(a, bio, component);
 		if (bio->pending == 0)
-			flush_done(a, bio);
+			seq_flush_done(a, bio);
 		break;
 	default:
-		mutation_step(a, bio);
+		seq_mutation_step(a, bio);
 		break;
 	}
 }
@@ -656,7 +326,7 @@ hast_seq_complete(struct hast_arena *a, int component, uint32_t entry)
 		if (component != HAST_REMOTE || (bio->flags & HAST_BIO_MEMSYNC) == 0 || bio->received)
 			return -EPROTO;
 		bio->received = 1;
-		mutation_try_ack(a, bio);
+		seq_mutation_try_ack(a, bio);
 		return 0;
 	}
 	settle(a, bio, component);
@@ -743,7 +413,7 @@ hast_seq_disconnect(struct hast_arena *a)
 		if ((bio->pending & REMOTE) != 0)
 			settle(a, bio, HAST_REMOTE);
 	}
-	distrust(a);
+	seq_distrust(a);
 	/* A joining that broke off leaves writes waiting for a map that may be durable already. */
 	seq_map_done(a, 0);
 }

@@ -34,6 +34,19 @@ bit_test(const uint8_t *map, uint64_t n)
 	return map[n >> 3] >> (n & 7) & 1;
 }
 
+/* Mutations under way or waiting, in order of arrival. */
+static inline uint32_t *
+active_of(struct hast_arena *a)
+{
+	return (uint32_t *)((char *)a + a->active_off);
+}
+
+static inline int
+is_mutation(const struct hast_bio *bio)
+{
+	return bio->cmd == HAST_CMD_WRITE || bio->cmd == HAST_CMD_DELETE;
+}
+
 /* ---- seq.c ---- */
 
 void seq_push(struct hast_arena *a, int ring, uint32_t slot);
@@ -43,6 +56,27 @@ void seq_list_append(struct hast_arena *a, uint32_t *head, uint32_t *tail, uint3
 void seq_launch(struct hast_arena *a, struct hast_bio *bio);
 /* The mutation never reached a component and is answered with this error. */
 void seq_refuse(struct hast_arena *a, struct hast_bio *bio, int error);
+/* What the client is told; the slot is done when `finish` was called, too. */
+void seq_acknowledge(struct hast_arena *a, struct hast_bio *bio, int result);
+void seq_finish(struct hast_arena *a, struct hast_bio *bio);
+
+/* ---- seq_mutation.c ---- */
+
+/* May the read go to the secondary: is it there, and is what it has there new enough? */
+int seq_remote_readable(struct hast_arena *a, const struct hast_bio *bio);
+/* Acknowledges the mutation if that may be done now. */
+void seq_mutation_try_ack(struct hast_arena *a, struct hast_bio *bio);
+/* A component has completed it. */
+void seq_mutation_step(struct hast_arena *a, struct hast_bio *bio);
+
+/* ---- seq_flush.c ---- */
+
+void seq_flush_submit(struct hast_arena *a, struct hast_bio *bio);
+void seq_flush_done(struct hast_arena *a, struct hast_bio *bio);
+/* A component has failed a flush. */
+void seq_flush_failed(struct hast_arena *a, const struct hast_bio *bio, int component);
+/* What was written to both and not flushed since is not to be relied on any more. */
+void seq_distrust(struct hast_arena *a);
 /* A flush of the sequencer's own, unless one is under way. 1 when it was started. */
 int seq_own_flush(struct hast_arena *a);
 

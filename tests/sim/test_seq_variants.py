@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hast.ffi import build
 from tests.sim import variants
 from tests.sim.harness import Library
 from tests.sim.history import History
@@ -18,7 +19,9 @@ from tests.sim.variants import Mistake
 
 
 def in_seq(name: str, old: str, new: str) -> Mistake:
-    return Mistake(name, "seq.c", old, new)
+    """In the file, of those that bios go through, in which it stands."""
+    files = [f for f in ("seq.c", "seq_mutation.c", "seq_flush.c") if old in (build.HERE / f).read_text()]
+    return Mistake(name, files[0] if files else "seq.c", old, new)
 
 
 def in_map(name: str, old: str, new: str) -> Mistake:
@@ -50,10 +53,10 @@ MISTAKES = [
     in_map("clean_without_flush", "if (e->epoch > s->flushed) {", "if (e->epoch > s->epoch) {"),
     in_map("clean_while_busy", "e->inflight != 0 || e->keep != 0)", "e->keep != 0)"),
     in_seq("flush_covers_later_writes", "s->flush_cover = s->epoch++;", "s->flush_cover = ++s->epoch;"),
-    in_seq("trust_a_lost_cache", "\tdistrust(a);\n\t/* A joining", "\t/* A joining"),
+    in_seq("trust_a_lost_cache", "\tseq_distrust(a);\n\t/* A joining", "\t/* A joining"),
     in_seq(
         "trust_a_failed_flush",
-        "\t\tseq_raise(a, HAST_SEQ_REMOTE_FAILED);\n\tdistrust(a);",
+        "\t\tseq_raise(a, HAST_SEQ_REMOTE_FAILED);\n\tseq_distrust(a);",
         "\t\tseq_raise(a, HAST_SEQ_REMOTE_FAILED);",
     ),
     in_map(
