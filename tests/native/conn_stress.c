@@ -26,7 +26,7 @@
 #define SLOTS 12u
 #define SLAB 65536u
 #define AREA (SLOTS * SLAB)
-#define MESSAGES 40
+#define MESSAGES 120
 #define STREAM (MESSAGES * (SLAB + 1024u))
 
 struct node {
@@ -39,7 +39,8 @@ struct node {
 	unsigned char disk[AREA];	/* secondary: the component */
 };
 
-static unsigned seed;
+static unsigned seed, lazy = 1;	/* lazy: the disk works in one turn of so many */
+static int small;			/* no large reads and writes */
 static struct hast_transform *transform[3][3];
 static unsigned char stream[STREAM], slab[SLAB], scratch[SLAB + 4], model[AREA];
 
@@ -119,6 +120,8 @@ disk(struct node *n, int all)
 	struct hast_ring *ring = hast_arena_ring(n->arena, HAST_RING_DISK);
 	struct hast_ring *done = hast_arena_ring(n->arena, HAST_RING_DISK_DONE);
 
+	if (!all && roll(lazy) != 0)
+		return;
 	while (nheld < SLOTS && hast_ring_pop(ring, &held[nheld]) == 1)
 		nheld++;
 	while (nheld > 0 && (all || roll(3) > 0)) {
@@ -154,7 +157,7 @@ fill_slab(size_t length)
 static uint32_t
 random_length(void)
 {
-	return 512u * (roll(4) == 0 ? 1 + roll(SLAB / 512) : 1 + roll(8));
+	return 512u * (roll(4) == 0 && !small ? 1 + roll(SLAB / 512) : 1 + roll(8));
 }
 
 static size_t
@@ -221,7 +224,7 @@ damage(size_t length)
 			stream[at] = (unsigned char)rand_r(&seed);
 			break;
 		case 2:
-			length = at;
+			length = roll(4) == 0 ? at : length;
 			break;
 		default:
 			if (at + count > length)
@@ -237,11 +240,12 @@ damage(size_t length)
 static void
 feed(struct node *n, int in, int replies, size_t length)
 {
+	static const unsigned largest[] = { 300, 5000, 200000 };
+	unsigned most = largest[roll(3)], turns = 0;
 	size_t at = 0;
-	unsigned turns = 0;
 
 	while (at < length && hast_recv_error(n->recv) == 0 && ++turns < 200000) {
-		size_t piece = 1 + roll(roll(3) == 0 ? 100000 : 300);
+		size_t piece = 1 + roll(most);
 		ssize_t sent;
 
 		if (piece > length - at)
@@ -404,6 +408,8 @@ main(int argc, char **argv)
 		must(transform[i / 3][i % 3] != NULL, "transform");
 	}
 	for (int i = 0; i < rounds; i++) {
+		lazy = roll(2) ? 1 : 50;
+		small = roll(2) != 0;
 		attack_secondary();
 		attack_primary();
 		if (i % 8 == 0)
