@@ -11,19 +11,23 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 from collections.abc import Callable
 
 from hast import config, control_server, reload
 from hast.config import Config, Resource
 from hast.control import Role
 from hast.control_server import ControlServer
-from hast.errors import HastError
+from hast.errors import ConfigError, HastError
 from hast.peerlistener import PeerListener
 from hast.reload import Action, Change, Plan
 from hast.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
+
+LOAD_SECONDS = 10.0  # for the file to be read: it may be on a file system whose server is gone
 
 
 class Reloader:
@@ -63,7 +67,7 @@ class Reloader:
     async def reload(self) -> None:
         """Have in force what the file says now. Raises HastError, and all is as before then."""
         log.info("reading %s again", self.config.path)
-        new = await asyncio.get_running_loop().run_in_executor(None, config.load, self.config.path)
+        new = await load(self.config.path)
         reload.check_change(self.config, new)
         plan = reload.plan(self.config, new)
         await self._listen(plan)
@@ -122,3 +126,33 @@ class Reloader:
         for resource in plan.added:
             self._event(resource.name, "reload", what="added")
         self._event("", "reload", done=str(plan))
+
+
+async def load(path: str) -> Config:
+    """config.load() that holds up nobody, not even hastd's end. Raises ConfigError, also when it takes too long."""
+    loop = asyncio.get_running_loop()
+    loaded: asyncio.Future[Config] = loop.create_future()
+
+    def take(result: Config | Exception) -> None:
+        if loaded.done():
+            return
+        if isinstance(result, Exception):
+            loaded.set_exception(result)
+        else:
+            loaded.set_result(result)
+
+    def read() -> None:
+        result: Config | Exception
+        try:
+            result = config.load(path)
+        except Exception as error:
+            result = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(take, result)
+
+    threading.Thread(target=read, name="reading the configuration", daemon=True).start()
+    try:
+        async with asyncio.timeout(LOAD_SECONDS):
+            return await loaded
+    except TimeoutError:
+        raise ConfigError(f"cannot read configuration '{path}': it took more than {LOAD_SECONDS:g} s") from None

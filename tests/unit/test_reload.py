@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hast import reloader
 from hast.address import Address, parse_address
 from hast.config import Config, Resource, parse
 from hast.control import Role
@@ -172,3 +176,19 @@ def test_file_that_is_just_being_written_is_not_believed() -> None:
     check_change(BASE, parse("rundir /r", "hast.conf", ["here"]))  # the last resource is gone, and that is meant
     with pytest.raises(ConfigError, match="Unix sockets only"):
         check_change(BASE, replace(BASE, control=ADDRESSES[0]))
+
+
+def test_file_that_cannot_be_read_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds up neither the others nor the end."""
+    monkeypatch.setattr(reloader, "LOAD_SECONDS", 0.1)
+    path = tmp_path / "hast.conf"
+    os.mkfifo(path)  # nobody ever writes to it
+    with pytest.raises(ConfigError, match=r"^cannot read configuration '.*/hast\.conf': it took more than 0\.1 s$"):
+        asyncio.run(reloader.load(str(path)))
+    os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))  # the reader goes on, and ends
+    with pytest.raises(ConfigError, match=r"No such file or directory$"):
+        asyncio.run(reloader.load(str(tmp_path / "absent")))
+    path.unlink()
+    path.write_text("rundir /r")
+    monkeypatch.setattr(reloader, "LOAD_SECONDS", 30.0)
+    assert asyncio.run(reloader.load(str(path))).rundir == "/r"
