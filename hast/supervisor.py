@@ -21,14 +21,13 @@ from typing import Any
 
 from hast.channel import Message
 from hast.config import Resource
-from hast.control import ERROR_NO_ENTRY, ERROR_UNIMPLEMENTED, STATUS_ELEMENTS, Role, RoleEntry, StatusEntry
+from hast.control import ERROR_NO_ENTRY, STATUS_ELEMENTS, Role, RoleEntry, StatusEntry
 from hast.errors import HastError, TemporaryError
 from hast.reload import Action, action, changed_settings
 from hast.workers import Ending, Worker, Workforce
 
 log = logging.getLogger(__name__)
 
-SUPPORTED = (Role.INIT, Role.PRIMARY)
 READY_SECONDS = 30.0  # for a worker to serve
 FIRST_PAUSE = 0.1  # seconds before a worker that died is started again; doubled each time
 LONGEST_PAUSE = 10.0
@@ -103,9 +102,6 @@ class Supervisor:
             return RoleEntry(self.name, ERROR_NO_ENTRY, errmsg=text)
         if role is previous:
             return RoleEntry(self.name, role=previous.text)
-        if role not in SUPPORTED:
-            text = f"{self.name}: role {role.text} is not supported by this version of hastd"
-            return RoleEntry(self.name, ERROR_UNIMPLEMENTED, errmsg=text)
         await self._end_worker()
         try:
             if role is not Role.INIT:
