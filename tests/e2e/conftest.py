@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.node import Node, complain
+from tests.e2e.pair import Pair, said
 
 
 @pytest.fixture
@@ -34,3 +35,27 @@ def node(make_node: Callable[..., Node]) -> Node:
     node = make_node()
     node.primary()
     return node
+
+
+@pytest.fixture
+def make_pair() -> Iterator[Callable[..., Pair]]:
+    """Makes pairs of nodes: the arguments are those of Pair. Nothing runs yet."""
+    pairs: list[Pair] = []
+
+    def make(*arguments: Any, **keywords: Any) -> Pair:
+        pairs.append(Pair(*arguments, **keywords))
+        return pairs[-1]
+
+    yield make
+    log = said(pairs)
+    complaints = [complaint for pair in pairs for complaint in pair.close()]
+    print(log)  # pytest shows it when something failed
+    assert not complaints, "\n".join(complaints)
+
+
+@pytest.fixture
+def pair(make_pair: Callable[..., Pair]) -> Pair:
+    """Two nodes with one resource "disk" of 64 MiB, `a` primary, in sync, NBD sockets and no block devices."""
+    pair = make_pair()
+    pair.up()
+    return pair

@@ -66,7 +66,8 @@ class Node:
     because what the resources are really called is unique on the machine.
 
     `memory`: components on /dev/shm instead of a disk. `conf` stands in the global section, `resource_conf` in
-    every resource, `node_conf` in each `on` section. A node starts with nothing running: create(), start().
+    every resource (or, as a dictionary, in those that it names), `node_conf` in each `on` section. `suffix`: two nodes
+    with the same one have the same resources. A node starts with nothing running: create(), start().
     """
 
     def __init__(
@@ -77,8 +78,9 @@ class Node:
         device: str = "nbd",
         memory: bool = True,
         conf: str = "",
-        resource_conf: str = "",
+        resource_conf: str | dict[str, str] = "",
         node_conf: str = "remote none",
+        suffix: str = "",
     ) -> None:
         number = next(_counter)
         self.id = f"hast-test-{os.getpid()}-{number}"
@@ -92,7 +94,8 @@ class Node:
         self.conf = self.directory / "hast.conf"
         self.log = self.directory / "hastd.log"
         self.hastd: subprocess.Popen[bytes] | None = None
-        self._suffix = f"t{os.getpid()}n{number}"
+        self._suffix = suffix or f"t{os.getpid()}n{number}"
+        self._shared = bool(suffix)
         self._disturbed = False  # killed: what is left then is the next start's to take away
         self.env = os.environ | {
             "HAST_NODE": node,
@@ -104,7 +107,7 @@ class Node:
                 file.truncate(component_size(self.resources[name]))
         self.write_conf(device, conf, resource_conf, node_conf)
 
-    def write_conf(self, device: str, conf: str, resource_conf: str, node_conf: str) -> None:
+    def write_conf(self, device: str, conf: str, resource_conf: str | dict[str, str], node_conf: str) -> None:
         lines = [
             f"control {self.directory}/control",
             f"pidfile {self.directory}/pid",
@@ -116,8 +119,9 @@ class Node:
         for name in self.resources:
             lines += [
                 f"resource {self.name(name)} {{",
-                resource_conf,
+                resource_conf.get(name, "") if isinstance(resource_conf, dict) else resource_conf,
                 f"on {self.node} {{",
+                f"name {self.provname(name)}",
                 f"local {self.component(name)}",
                 node_conf,
                 "}",
@@ -131,6 +135,10 @@ class Node:
         """What the resource is called in hast.conf."""
         return f"{resource}-{self._suffix}"
 
+    def provname(self, resource: str = "disk") -> str:
+        """What its device is called: two nodes on one machine cannot have the same device."""
+        return f"{self.name(resource)}-{self.node}" if self._shared else self.name(resource)
+
     def component(self, resource: str = "disk") -> Path:
         return self.components / resource
 
@@ -141,7 +149,7 @@ class Node:
         return f"nbd+unix:///?socket={self.socket(resource)}"
 
     def device(self, resource: str = "disk") -> Path:
-        return DEVDIR / self.name(resource)
+        return DEVDIR / self.provname(resource)
 
     # ---- commands ----
 
@@ -193,7 +201,7 @@ class Node:
 
         def answers() -> bool:
             assert hastd.poll() is None, f"hastd exited with {hastd.returncode}:\n{self.said()}"
-            return self.ctl("status", check=False).returncode == 0
+            return self.answers()
 
         eventually(answers, "hastd answers")
         self._disturbed = False
@@ -204,6 +212,10 @@ class Node:
         self.start(*options)
         for name in self.resources:
             self.role("primary", name)
+
+    def answers(self) -> bool:
+        """Whether hastd does."""
+        return self.ctl("status", check=False).returncode == 0
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End hastd in good order; its exit code."""

@@ -1,0 +1,44 @@
+"""A program: writes files with fsync below a directory, and a line `name sha256` on stdout for each that is safe.
+
+usage: python -m tests.e2e.filewriter directory prefix
+
+It ends when something fails, as it does when the device below goes away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import sys
+from pathlib import Path
+
+
+def write(path: Path, data: bytes) -> None:
+    """The file with this content, safe with its name when this returns."""
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def main(root: Path, prefix: str) -> None:
+    rng = random.Random(prefix)
+    for number in range(1 << 30):
+        path = root / f"d{number % 10}" / f"{prefix}-{number}"
+        path.parent.mkdir(exist_ok=True)
+        data = rng.randbytes(rng.choice([100, 5000, 70000]))
+        write(path, data)
+        print(path.relative_to(root), hashlib.sha256(data).hexdigest(), flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]), sys.argv[2])
+    except OSError as error:
+        sys.exit(f"filewriter: {error}")
