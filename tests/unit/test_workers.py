@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ import pytest
 from hast import supervisor as supervisor_module
 from hast import workers as workers_module
 from hast.config import Resource, parse
-from hast.control import ERROR_UNIMPLEMENTED, Role, RoleEntry
+from hast.control import Role, RoleEntry
 from hast.errors import HastError
 from hast.rundir import RunDirectory
 from hast.spawner import resource_from_dict, resource_to_dict
@@ -163,15 +164,17 @@ def test_roles(scene: Scene) -> None:
         status = await supervisor.status()
         assert (status.workerpid, status.role, status.status, status.dirty) == (pid, "primary", "complete", 42)
         assert (status.remoteaddr, status.sourceaddr) == ("tcp4://192.0.2.1:99", "192.0.2.2")
-        refused = await supervisor.set_role(Role.SECONDARY)
-        assert refused.error == ERROR_UNIMPLEMENTED and supervisor.role is Role.PRIMARY
-        assert await supervisor.set_role(Role.INIT) == RoleEntry("good", role="primary")
+        assert await supervisor.set_role(Role.SECONDARY) == RoleEntry("good", role="primary")
         assert pid is not None and gone(pid)
+        pid = (await supervisor.status()).workerpid
+        assert await supervisor.set_role(Role.INIT) == RoleEntry("good", role="secondary")
+        assert pid and gone(pid)
         status = await supervisor.status()
         assert (status.role, status.workerpid, status.status, status.dirty) == ("init", 0, None, None)
 
     scene.run(body)
-    assert scene.told == [("good", "init", "primary"), ("good", "primary", "init")]
+    roles = ["init", "primary", "secondary", "init"]
+    assert scene.told == [("good", old, new) for old, new in itertools.pairwise(roles)]
 
 
 def test_role_changes_at_once_are_done_one_after_the_other(scene: Scene) -> None:
