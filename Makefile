@@ -2,13 +2,15 @@
 # make test     the tests (PYTEST_ARGS adds arguments, JOBS the number of processes)
 # make check    ruff, mypy --strict, and a compile with warnings as errors
 # make demo     one node from nothing to a file system that survives a restart
-# make perf     speed of one node beside other NBD servers (PERF_ARGS adds arguments)
+# make perf     speed of one node and of two beside other NBD servers, a quarter of an hour (PERF_ARGS adds arguments
+#               for both, such as --rounds 1 --seconds 1; PERF_JSON names a directory for the figures)
 # make clean    remove what was built; make distclean: the Python environment as well
 
 PYTHON ?= python3
 JOBS ?= 2
 PYTEST_ARGS ?=
 PERF_ARGS ?=
+PERF_JSON ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 # Two makes at once must not write the same files.
@@ -58,8 +60,9 @@ demo: build
 	tools/demo
 
 perf: build
-	@tools/requirements.sh test
-	$(PY) perf/one_node.py $(PERF_ARGS)
+	@tools/requirements.sh test perf
+	$(PY) perf/one_node.py $(PERF_ARGS) $(if $(PERF_JSON),--json $(PERF_JSON)/one_node.json)
+	$(PY) perf/two_nodes.py $(PERF_ARGS) $(if $(PERF_JSON),--json $(PERF_JSON)/two_nodes.json)
 
 clean:
 	rm -rf .build build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
