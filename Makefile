@@ -1,7 +1,7 @@
 # make build    everything that bin/hastd and bin/hastctl need to run from this checkout
 # make test     the tests (PYTEST_ARGS adds arguments, JOBS the number of processes)
 # make check    ruff, mypy --strict, and a compile with warnings as errors
-# make demo     one node from nothing to a file system that survives a restart
+# make demo     two nodes: the primary is killed in the middle of writing, the other one takes over
 # make perf     speed of one node and of two beside other NBD servers, a quarter of an hour (PERF_ARGS adds arguments
 #               for both, such as --rounds 1 --seconds 1; PERF_JSON names a directory for the figures)
 # make clean    remove what was built; make distclean: the Python environment as well
@@ -57,7 +57,7 @@ check: build
 
 demo: build
 	@tools/requirements.sh test
-	tools/demo
+	$(PY) tools/demo
 
 perf: build
 	@tools/requirements.sh test perf
