@@ -18,15 +18,15 @@ echo "$1 $2" >>"{directory}/services"
 
 class Hooks:
     """vip-up and vip-down for one node, whose resource "disk" has a file system on `point`; `more` are further lines
-    of the settings. Without a network: the interface is `-` unless another is given."""
+    of the settings. Without a network: the interface is `-`."""
 
-    def __init__(self, node: Node, more: str = "", interface: str = "-", address: str = "10.0.0.10") -> None:
+    def __init__(self, node: Node, more: str = "") -> None:
         self.node = node
         self.point = node.directory / "mnt"
         self.point.mkdir(exist_ok=True)
         self.settings = node.directory / "hast-ucarp.conf"
         self.log = node.directory / "ucarp.log"
-        self.arguments = [interface, address, str(self.settings)]
+        self.arguments = ["-", "10.0.0.10", str(self.settings)]
         service = node.directory / "service"
         service.write_text(SERVICE.format(directory=node.directory))
         service.chmod(0o755)

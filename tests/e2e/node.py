@@ -94,6 +94,7 @@ class Node:
         self.conf = self.directory / "hast.conf"
         self.log = self.directory / "hastd.log"
         self.hastd: subprocess.Popen[bytes] | None = None
+        self.prefix: list[str] = []  # of hastd's command line: to run it in another network, for one
         self._suffix = suffix or f"t{os.getpid()}n{number}"
         self._shared = bool(suffix)
         self._disturbed = False  # killed: what is left then is the next start's to take away
@@ -190,7 +191,7 @@ class Node:
         """Start hastd and wait until it answers."""
         with self.log.open("ab") as log:
             self.hastd = subprocess.Popen(
-                [ROOT / "bin" / "hastd", "-F", "-c", self.conf, *options],
+                [*self.prefix, ROOT / "bin" / "hastd", "-F", "-c", self.conf, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

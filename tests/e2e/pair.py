@@ -61,8 +61,8 @@ class PairNode(Node):
 class Pair:
     """Nodes `a` ("hasta") and `b` ("hastb"), with nothing running. `conf`, `resource_conf` and `device` are Node's.
 
-    `remotes`: for the nodes that it names, another address than the other node's own, to put a relay between. Events
-    of hooks are noted: events().
+    `addresses` of `a` and `b`, where they are not to be loopback ones. `remotes`: for the nodes that it names, another
+    address than the other node's own, to put a relay between. With `hooks`, their events are noted: events().
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class Pair:
         memory: bool = True,
         conf: str = "timeout 5",
         resource_conf: str | dict[str, str] = "",
+        addresses: tuple[str, str] | None = None,
         remotes: dict[str, str] | None = None,
         hooks: bool = False,
     ) -> None:
@@ -80,6 +81,8 @@ class Pair:
         self.a = PairNode(resources, node="hasta", device=device, memory=memory, suffix=suffix)
         self.b = PairNode(resources, node="hastb", device=device, memory=memory, suffix=suffix)
         self.nodes = (self.a, self.b)
+        if addresses is not None:
+            self.a.address, self.b.address = addresses
         for node, peer in ((self.a, self.b), (self.b, self.a)):
             remote = (remotes or {}).get(node.node, f"tcp4://{peer.address}")
             exec_ = f"exec {self._hook(node)}\n" if hooks else ""
@@ -183,6 +186,19 @@ class Pair:
         self.wait_connected(primary, resource)
         eventually(in_sync, f"{resource}: both are in sync")
         return status
+
+    def wait_settled(self, primary: PairNode) -> None:
+        """Connected, and what an outage has left is copied, while clients may be writing. Needs `hooks`, and one
+        resource."""
+
+        def settled() -> bool:
+            names = [event.split()[0] for event in self.events(primary) if not event.startswith("role ")]
+            if "connect" not in names:
+                return False
+            last = names[len(names) - names[::-1].index("connect") :]
+            return "disconnect" not in last and ("syncstart" not in last or "syncdone" in last)
+
+        eventually(settled, f"{primary.node} has brought the other one up to date")
 
     def differing(self, resource: str = "disk") -> int | None:
         """The first offset at which the data of the two components differ; None when all of it is the same."""
