@@ -15,17 +15,18 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from hast import decision
+from hast import peering
 from hast.config import Resource
 from hast.connect import Established, connect, connect_patiently
 from hast.errors import HastError, TemporaryError
 from hast.ffi import _hast
 from hast.handshake import RefusedError
-from hast.messages import FIRST_VERSION, SPLIT_BRAIN_ADVICE, SyncSource
-from hast.metadata import Metadata, Pair
+from hast.messages import SPLIT_BRAIN_ADVICE, SyncSource
+from hast.metadata import Metadata
+from hast.peering import Peering
 from hast.pipeline import Pipeline
 from hast.stages.context import GGATE, RECV, SEND, ConnSettings
 
@@ -33,10 +34,6 @@ log = logging.getLogger(__name__)
 lib = _hast.lib
 
 FIRST_SECONDS = 2.0  # for the first attempt, before the primary starts alone; longer while the peer says `wait`
-SHORTEST_PAUSE = 0.5  # seconds between attempts
-LONGEST_PAUSE = 5.0
-SETTLED_SECONDS = 10.0  # a connection that has lasted so long does not count as flapping
-MEMSYNC_VERSION = 2  # the first one with memsync
 MODES = {
     "fullsync": lib.HAST_MODE_FULLSYNC,
     "memsync": lib.HAST_MODE_MEMSYNC,
@@ -58,16 +55,11 @@ class Owner:
 
 
 class Link:
-    """The connection and who makes it. `connected`: requests go to the secondary; `syncing`: and there is something to
-    synchronise. `peer` is the pair that the secondary told last, None before it was met."""
+    """The connection and who makes it. What follows from what is in hast/peering.py, here it is carried out."""
 
     def __init__(self, owner: Owner, virgin: bool) -> None:
         self.owner = owner
-        self.virgin = virgin
-        self.connected = False
-        self.syncing = False
-        self.peer: Pair | None = None
-        self.version = FIRST_VERSION
+        self.peering = Peering(virgin=virgin)
         self.address = str(owner.resource.remote)
         self._up = False  # send and recv stages run
         self._lost = asyncio.Event()
@@ -103,7 +95,7 @@ class Link:
             log.info("%s: %s is still primary, waiting for it", self.owner.resource.name, self.address)
             try:
                 metadata = self.owner.metadata()
-                patient = connect_patiently(self.owner.resource, metadata, virgin=self.virgin)
+                patient = connect_patiently(self.owner.resource, metadata, virgin=self.peering.virgin)
                 await self._establish(await self._checked(patient, metadata))
             except HastError as late:
                 self._complain(late)
@@ -112,9 +104,9 @@ class Link:
 
     async def _connect(self) -> Established:
         metadata = self.owner.metadata()
-        return await self._checked(
-            connect(self.owner.resource, metadata, version=self.version, virgin=self.virgin), metadata
-        )
+        known = self.peering
+        attempt = connect(self.owner.resource, metadata, version=known.version, virgin=known.virgin)
+        return await self._checked(attempt, metadata)
 
     async def _checked(self, attempt: Coroutine[Any, Any, Established], metadata: Metadata) -> Established:
         """The attempt's result. Raises TemporaryError when the counters have changed meanwhile: what was agreed on is
@@ -128,19 +120,17 @@ class Link:
     async def _keep(self) -> None:
         """For as long as the resource is primary: wait until the connection is lost, make it anew."""
         loop = asyncio.get_running_loop()
-        pause = SHORTEST_PAUSE
         while True:
             began = loop.time()
             if self._up:
                 await self._lost.wait()
-                await self._take_down()
-                pause = SHORTEST_PAUSE if loop.time() - began > SETTLED_SECONDS else min(pause * 2, LONGEST_PAUSE)
-            await asyncio.sleep(pause)
+                await self._take_down(loop.time() - began)
+            await asyncio.sleep(self.peering.pause)
             try:
                 await self._establish(await self._connect())
             except HastError as error:
                 self._complain(error)
-                pause = min(pause * 2, LONGEST_PAUSE)
+                self.peering = peering.failed(self.peering)
 
     def _complain(self, error: HastError) -> None:
         """Say why there is no connection, once for each reason."""
@@ -157,25 +147,22 @@ class Link:
         resource, agreement = self.owner.resource, made.agreement
         from_remote = agreement.syncsrc is SyncSource.SECONDARY
         try:
-            self.peer, self.version = agreement.secondary, agreement.version
-            alone = agreement.metadata.pair.localcnt != self.peer.remotecnt
-            self._store(replace(agreement.metadata, alone=alone, syncing=from_remote or agreement.metadata.syncing))
+            self.peering, metadata = peering.agreed(self.peering, agreement)
+            self._store(metadata)
             conns = {SEND: self._settings(made.out.fileno()), RECV: self._settings(made.incoming.fileno())}
             self._lost.clear()
             await self.owner.pipeline.start(RECV, SEND, conns=conns)
         finally:
             made.close()
         self._up, self._refused = True, ""
-        mode = resource.replication
-        if mode == "memsync" and self.version < MEMSYNC_VERSION:
-            mode = "fullsync"
+        mode = self.peering.mode(resource.replication)
         with _memory(agreement.map or b"") as map_fd:
             message = {"cmd": "connect", "mode": MODES[mode], "from_remote": from_remote}
             self.owner.pipeline.send(GGATE, message, (map_fd,))
 
     def _settings(self, fd: int) -> ConnSettings:
         resource = self.owner.resource
-        return ConnSettings(fd, self.version, resource.compression, resource.checksum, float(resource.timeout))
+        return ConnSettings(fd, self.peering.version, resource.compression, resource.checksum, float(resource.timeout))
 
     def _store(self, metadata: Metadata) -> None:
         try:
@@ -190,26 +177,22 @@ class Link:
         """Events of the sequencer; to_sync: extents that are to be copied."""
         name = self.owner.resource.name
         if bits & lib.HAST_SEQ_CONNECTED and self._up:
-            self.connected, self.virgin = True, False
-            log.info("%s: connected to %s", name, self.address)
-            self.owner.hook("connect")
-            if to_sync:
-                self.syncing = True
-                log.info("%s: synchronisation started, %d extents", name, to_sync)
-                self.owner.hook("syncstart")
-        if bits & lib.HAST_SEQ_SYNC_DONE and self.connected and self.peer is not None:
-            self._in_sync(self.peer)
+            self.peering, hooks = peering.joined(self.peering, to_sync)
+            log.info("%s: connected to %s, %d extents to synchronise", name, self.address, to_sync)
+            self._run(hooks)
+        if bits & lib.HAST_SEQ_SYNC_DONE:
+            before = self.owner.metadata()
+            self.peering, metadata, hooks = peering.in_sync(self.peering, before)
+            self._store(metadata)
+            if "syncdone" in hooks:
+                log.info("%s: synchronisation complete", name)
+            self._run(hooks)
         if bits & (lib.HAST_SEQ_REMOTE_FAILED | lib.HAST_SEQ_MAP_FAILED):
             self.lose("the secondary could not do a request" if bits & lib.HAST_SEQ_REMOTE_FAILED else "map failed")
 
-    def _in_sync(self, peer: Pair) -> None:
-        pair = decision.after_sync(peer)
-        self._store(replace(self.owner.metadata(), pair=pair, alone=False, syncing=False))
-        self.peer = Pair(pair.remotecnt, pair.localcnt)
-        if self.syncing:
-            self.syncing = False
-            log.info("%s: synchronisation complete", self.owner.resource.name)
-            self.owner.hook("syncdone")
+    def _run(self, hooks: peering.Hooks) -> None:
+        for hook in hooks:
+            self.owner.hook(hook)
 
     def lose(self, why: str) -> None:
         """The connection is lost, or not to be trusted any more."""
@@ -218,19 +201,16 @@ class Link:
         log.warning("%s: connection to %s lost: %s", self.owner.resource.name, self.address, why)
         self._lost.set()
 
-    async def _take_down(self) -> None:
+    async def _take_down(self, lasted: float = 0.0) -> None:
         """End the connection's stages, then tell the sequencer: nothing comes from the secondary any more."""
         await self.owner.pipeline.kill(SEND, RECV)
         self.owner.pipeline.send(GGATE, {"cmd": "disconnect"})
-        self._down()
+        self._down(lasted)
 
-    def _down(self) -> None:
-        was_connected, was_syncing = self.connected, self.syncing
-        self.connected = self.syncing = self._up = False
-        if was_connected:
-            self.owner.hook("disconnect")
-        if was_syncing:
-            self.owner.hook("syncintr")
+    def _down(self, lasted: float = 0.0) -> None:
+        self._up = False
+        self.peering, hooks = peering.lost(self.peering, lasted)
+        self._run(hooks)
 
     # ---- end ----
 

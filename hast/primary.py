@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hast import blockdev, decision
+from hast import blockdev, decision, peering
 from hast.component import Component, open_component
 from hast.config import Resource
 from hast.control import Role, StatusEntry
@@ -209,9 +209,7 @@ class Primary:
     def _go_degraded(self) -> None:
         """The first write without the secondary waits for this: raise localcnt, store it, let go (invariant 7)."""
         assert self.metadata is not None and self.pipeline is not None
-        peer = self.link.peer if self.link is not None else None
-        pair = decision.before_degraded_write(self.metadata.pair, peer.remotecnt if peer is not None else None)
-        self._store(replace(self.metadata, pair=pair, alone=True))
+        self._store(peering.wrote_alone(self.link.peering if self.link is not None else None, self.metadata))
         self.pipeline.send(GGATE, {"cmd": "grant"})
 
     def _fail(self, error: HastError) -> None:
@@ -266,7 +264,7 @@ class Primary:
         virgin = False
         if self.link is not None:
             await self.link.stop()
-            virgin = self.link.virgin
+            virgin = self.link.peering.virgin
         self.link = None
         if self.resource.remote is not None:
             self.link = Link(self._owner(), virgin)

@@ -1,0 +1,141 @@
+"""What a primary knows of its secondary: each event, and any order of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hast import peering
+from hast.control import Role
+from hast.decision import decide
+from hast.handshake import Agreement
+from hast.messages import SyncSource
+from hast.metadata import Metadata, Pair
+from hast.peering import LONGEST_PAUSE, SETTLED_SECONDS, SHORTEST_PAUSE, Peering, Phase
+
+NEVER = Pair()
+METADATA = Metadata("data", 67104256, 2 << 20, 64, 4608, resuid=7, prevrole=Role.PRIMARY)
+
+
+def agreement(
+    own: Pair, secondary: Pair, syncsrc: SyncSource = SyncSource.PRIMARY, version: int = 2, **words: bool
+) -> Agreement:
+    return Agreement(version, syncsrc, secondary, False, None, replace(METADATA, pair=own, **words))
+
+
+def connected(to_sync: int = 0, secondary: Pair = NEVER) -> Peering:
+    state, _ = peering.agreed(Peering(), agreement(Pair(), secondary))
+    return peering.joined(state, to_sync)[0]
+
+
+def test_handshake_with_equal_counters_says_that_nothing_was_written_alone() -> None:
+    state, metadata = peering.agreed(Peering(virgin=True), agreement(Pair(), Pair(), alone=True))
+    assert state == Peering(virgin=True, peer=Pair(), version=2, phase=Phase.JOINING)
+    assert metadata == replace(METADATA, pair=Pair())
+
+
+def test_handshake_with_raised_localcnt_keeps_it_raised() -> None:
+    _, metadata = peering.agreed(Peering(), agreement(Pair(1, 0), Pair(0, 0)))
+    assert metadata.alone
+    assert peering.wrote_alone(connected(secondary=Pair(0, 0)), metadata).pair == Pair(1, 0)
+
+
+def test_newer_data_on_the_secondary_makes_this_node_a_target() -> None:
+    _, metadata = peering.agreed(Peering(), agreement(Pair(), Pair(1, 0), SyncSource.SECONDARY))
+    assert metadata.syncing
+
+
+def test_requests_begin_when_the_map_is_durable() -> None:
+    state, _ = peering.agreed(Peering(virgin=True), agreement(Pair(), Pair()))
+    assert not state.connected
+    assert peering.joined(state, 0) == (replace(state, phase=Phase.CONNECTED, virgin=False), ("connect",))
+    assert peering.joined(state, 3) == (replace(state, phase=Phase.SYNCING, virgin=False), ("connect", "syncstart"))
+
+
+def test_in_sync_sets_the_counters_to_those_of_the_secondary() -> None:
+    state = connected(to_sync=5, secondary=Pair(0, 0))
+    wrote = replace(METADATA, pair=Pair(1, 0), alone=True, syncing=True)
+    state, metadata, hooks = peering.in_sync(state, wrote)
+    assert metadata == replace(METADATA, pair=Pair(0, 0))
+    assert hooks == ("syncdone",)
+    assert state.phase is Phase.CONNECTED
+    # And again, when nothing was to be copied: no hook.
+    assert peering.in_sync(state, metadata) == (state, metadata, ())
+
+
+@pytest.mark.parametrize("state", [Peering(), Peering(peer=Pair(), phase=Phase.JOINING)])
+def test_in_sync_of_a_lost_connection_does_not_count(state: Peering) -> None:
+    wrote = replace(METADATA, pair=Pair(1, 0), alone=True)
+    assert peering.in_sync(state, wrote) == (state, wrote, ())
+
+
+def test_lost() -> None:
+    assert peering.lost(Peering()) == (Peering(), ())
+    assert peering.lost(connected())[1] == ("disconnect",)
+    assert peering.lost(connected(to_sync=1))[1] == ("disconnect", "syncintr")
+    assert peering.lost(peering.agreed(Peering(), agreement(Pair(), Pair()))[0])[1] == ()
+
+
+def test_pauses_grow_to_a_limit_and_are_short_again_after_a_connection_that_held() -> None:
+    state, pauses = Peering(), []
+    for _ in range(6):
+        state = peering.failed(state)
+        pauses.append(state.pause)
+    assert pauses == [1.0, 2.0, 4.0, LONGEST_PAUSE, LONGEST_PAUSE, LONGEST_PAUSE]
+    flapping = replace(connected(), pause=state.pause)
+    assert peering.lost(flapping, 1.0)[0].pause == LONGEST_PAUSE
+    assert peering.lost(flapping, SETTLED_SECONDS + 1)[0].pause == SHORTEST_PAUSE
+
+
+def test_first_write_alone() -> None:
+    assert peering.wrote_alone(None, METADATA) == replace(METADATA, pair=Pair(1, 0), alone=True)
+    # The secondary is known to have another count already: it need not be raised, only noted.
+    met = connected(secondary=Pair(0, 3))
+    assert peering.wrote_alone(met, METADATA) == replace(METADATA, alone=True)
+    met = connected(secondary=Pair(5, 0))
+    assert peering.wrote_alone(met, METADATA).pair == Pair(1, 0)
+
+
+def test_memsync_needs_version_2() -> None:
+    assert Peering(version=1).mode("memsync") == "fullsync"
+    assert Peering(version=2).mode("memsync") == "memsync"
+    assert Peering(version=1).mode("async") == "async"
+
+
+EVENTS = st.lists(st.sampled_from(["agreed", "joined", "syncing", "in_sync", "lost", "failed", "wrote"]), max_size=40)
+
+
+@given(EVENTS)
+def test_any_order_of_events(events: list[str]) -> None:
+    """Hooks come in pairs; a secondary that did not write never takes a node that wrote alone for in sync."""
+    state, metadata, theirs = Peering(), METADATA, Pair()
+    said: list[str] = []
+    alone = False
+    for event in events:
+        hooks: tuple[str, ...] = ()
+        if event == "agreed" and state.phase is Phase.DOWN:
+            state, metadata = peering.agreed(state, Agreement(2, SyncSource.PRIMARY, theirs, False, None, metadata))
+        elif event in ("joined", "syncing"):
+            state, hooks = peering.joined(state, 4 if event == "syncing" else 0)
+        elif event == "in_sync":
+            before = metadata
+            state, metadata, hooks = peering.in_sync(state, metadata)
+            alone = alone and metadata == before and not state.connected
+        elif event == "lost":
+            state, hooks = peering.lost(state)
+        elif event == "failed":
+            state = peering.failed(state)
+        elif event == "wrote" and not state.connected:
+            metadata, alone = peering.wrote_alone(state, metadata), True
+        said += hooks
+        decided = decide(7, theirs, 7, metadata.pair, False)
+        assert decided.error is None
+        assert (decided.outcome.name == "IN_SYNC") is not alone
+    for opening, closing in (("connect", ("disconnect",)), ("syncstart", ("syncdone", "syncintr"))):
+        open_ = 0
+        for hook in said:
+            open_ += (hook == opening) - (hook in closing)
+            assert open_ in (0, 1), said
