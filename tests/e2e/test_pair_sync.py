@@ -235,3 +235,33 @@ def test_peer_that_hangs_stalls_clients_no_longer_than_timeout(make_pair: MakePa
     pair.thaw(pair.b)
     pair.wait_in_sync(pair.a)
     assert pair.differing() is None
+
+
+def test_primary_that_dies_while_it_gets_its_data_from_the_secondary(make_pair: MakePair) -> None:
+    """What it was asked to write meanwhile is on both: the secondary, promoted, has everything."""
+    pair = make_pair({"disk": 64 * MIB}, conf="timeout 5\ncompression none\nsyncrate 16M", hooks=True)
+    pair.up()
+    client = Client(6)
+    pair.a.stop()
+    pair.b.set_role("primary")
+    with RawClient(pair.b.socket()) as raw:
+        for extent in range(32):
+            client.write(raw, extent)
+    pair.a.start()
+    pair.roles(pair.a)
+    with client.going_on(pair.a, list(range(32))):
+        eventually(lambda: 0 < pair.a.status()["dirty"] < 56 * MIB, "the synchronisation goes on")
+    assert f"syncdone {pair.a.name()}" not in pair.events(pair.a)
+    pair.a.kill()
+    pair.b.set_role("primary")
+    with RawClient(pair.b.socket()) as raw:
+        client.check(raw)
+        with client.going_on(pair.b, list(range(32))):
+            pair.a.start()
+            pair.a.set_role("secondary")
+            pair.wait_connected(pair.b)
+    pair.wait_in_sync(pair.b)
+    with RawClient(pair.b.socket()) as raw:
+        assert raw.do(FLUSH).error == 0
+        client.check(raw)
+    assert pair.differing() is None
