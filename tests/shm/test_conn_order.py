@@ -353,3 +353,23 @@ def test_the_disk_is_not_rung_for_each_of_many(s: Secondary) -> None:
     answers(s, *range(1, 41))
     assert s.arena.c.bell[SEND].wakes - before <= 3
     assert s.arena.c.bell[GGATE].wakes == 0
+
+
+def test_a_slot_is_not_free_before_its_reply_is_out() -> None:
+    """The primary reads nothing: what stands in the slabs is still to be sent, so nothing else may come there."""
+    with running(Secondary(nclient=3)) as s:
+        for seq in (1, 2, 3):
+            ask(s, READ, seq, 0, 1 * MIB)
+        slots = s.disk_takes(3)
+        for slot in slots:
+            s.slab(slot)[:] = bytes([slot + 1]) * MIB
+        s.disk_done(*slots)
+        deadline = time.monotonic() + 30
+        while s.line(SEND).bytes == 0 or s.line(SEND).state != 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        assert s.arena.seq.nfree == 0 and s.arena.ring_used(lib.HAST_RING_SEND_DONE) == 0
+        for slot in slots:
+            reply, data, _ = s.back.reply()
+            assert (reply.seq, data) == (s.bio(slot).seq, bytes([slot + 1]) * MIB)
+        s.all_slots_free()
