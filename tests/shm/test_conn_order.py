@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import pytest
 
 from hast.ffi import _hast
-from hast.messages import Cmd, DataInfo, Request, pack_message
-from hast.stages.context import DISK, GGATE, RECV, SEND
+from hast.messages import Cmd, DataInfo, Request
+from hast.stages.context import RECV, SEND
 from tests.shm.connrig import DELETE, FLUSH, KIB, MIB, READ, WRITE, Secondary
 
 ffi, lib = _hast.ffi, _hast.lib
@@ -336,23 +336,6 @@ def test_with_few_slots_the_order_stands_too(seed: int) -> None:
         assert all(one.state == "done" for one in sent)
         s.all_slots_free()
         assert s.alive()
-
-
-def test_the_disk_is_not_rung_for_each_of_many(s: Secondary) -> None:
-    """A batch of requests is one wake-up of the disk, a batch of replies at most one of recv."""
-    settled(s)
-    requests = [Request(Cmd.WRITE, n, n * 512, 512, False, DataInfo(512)) for n in range(1, 41)]
-    raw = b"".join(pack_message(2, request.to_nv()) + b"x" * 512 for request in requests)
-    bell = s.arena.c.bell[DISK]
-    bell.sleeping = 1
-    s.into.say(raw)
-    slots = s.disk_takes(40)
-    assert bell.wakes <= 2
-    before = s.arena.c.bell[SEND].wakes
-    s.disk_done(*slots)
-    answers(s, *range(1, 41))
-    assert s.arena.c.bell[SEND].wakes - before <= 3
-    assert s.arena.c.bell[GGATE].wakes == 0
 
 
 def test_a_slot_is_not_free_before_its_reply_is_out() -> None:
