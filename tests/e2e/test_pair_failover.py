@@ -20,7 +20,7 @@ from tests.e2e.test_crash import BLOCK, SIZE, Writer, content, sectors
 from tests.nbdclient import RawClient
 
 ROUNDS = 20
-FILE_ROUNDS = 6
+FILE_ROUNDS = 10
 
 MakePair = Callable[..., Pair]
 
