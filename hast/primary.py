@@ -159,6 +159,8 @@ class Primary:
         arena.seq.sync_rate = self.resource.syncrate
         arena.seq.metaflush = int(self.resource.metaflush)
         arena.seq.degraded_ok = int(self._degraded_granted())
+        # Marked extents are old here until the synchronisation that was broken off is complete (invariant 6).
+        arena.seq.sync_remote = int(self.metadata.syncing)
         await self.pipeline.start(DISK, GGATE)
 
     def _degraded_granted(self) -> bool:
