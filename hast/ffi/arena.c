@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "seq.h"
+#include "trace.h"
 
 _Static_assert(sizeof(struct hast_bio) == 128, "a bio is two cache lines");
 _Static_assert(sizeof(struct hast_doorbell) == 64, "a doorbell is one cache line");
@@ -73,7 +74,14 @@ layout(struct hast_arena *a, const struct hast_geometry *g)
 		at += hast_ring_size(a->ring_entries);
 	}
 	a->slab_off = align_up(at, 4096);
-	a->size = a->slab_off + (uint64_t)a->nslots * g->slab_size;
+	a->trace_off = a->slab_off + (uint64_t)a->nslots * g->slab_size;
+	a->size = a->trace_off + hast_trace_size();
+}
+
+uint64_t
+hast_trace_size(void)
+{
+	return align_up(HAST_STAGES * sizeof(struct hast_trace_log), 4096);
 }
 
 uint64_t

@@ -23,7 +23,7 @@
 
 /* cffi: begin */
 #define HAST_ARENA_MAGIC 0x414E455241545348
-#define HAST_ARENA_VERSION 1
+#define HAST_ARENA_VERSION 2
 #define HAST_NONE 0xFFFFFFFF
 #define HAST_MAP_OFFSET 4096		/* where the activemap stands in the component */
 #define HAST_MAP_BLOCK 4096		/* unit of activemap updates, in bytes of map */
@@ -47,7 +47,7 @@ enum hast_ring_id {
 	HAST_RING_DISK_DONE,		/* disk -> sequencer */
 	HAST_RING_SEND_DONE,		/* send -> sequencer */
 	HAST_RING_RECV_DONE,		/* recv -> sequencer */
-	HAST_RING_SYNC_NEW,		/* sync -> sequencer: new sync bios */
+	HAST_RING_DIRECT,		/* sequencer -> its own stage: what may be done without the disk stage (direct.h) */
 	HAST_RINGS
 };
 
@@ -100,13 +100,15 @@ struct hast_bio {
 	uint32_t sync_epoch;		/* resync chunk: of the extent's place when it was issued */
 	uint8_t answered;		/* the result is settled, the device has perhaps not taken it yet */
 	uint8_t pad3[3];
-	uint32_t pad2[8];
+	uint64_t durable_epoch;		/* a flush of this epoch or a later one makes it durable on the secondary */
+	uint32_t pad2[6];
 };
 
 struct hast_stage_line {
 	uint64_t heartbeat;		/* raised by each turn of the pump */
 	uint32_t pid;
-	uint32_t state;			/* 0 not running, 1 working, 2 waiting */
+	uint16_t state;			/* 0 not running, 1 working, 2 waiting */
+	uint16_t trace;			/* trace.h: 1 while events are noted; set from outside at any time */
 	uint64_t ops;
 	uint64_t bytes;
 	uint64_t sleeps;
@@ -146,7 +148,8 @@ struct hast_arena {
 	uint64_t sync_off;		/* uint8_t[mapsize]: extents that differ, or may, between the nodes */
 	uint64_t changed_off;		/* uint8_t[blocks of the map]: 1 where dirty was changed and not written */
 	uint64_t ring_off[7];		/* HAST_RINGS */
-	uint64_t pad[4];
+	uint64_t trace_off;		/* struct hast_trace_log[HAST_STAGES]: the arena's end, without memory while it is not used */
+	uint64_t pad[3];
 	struct hast_doorbell bell[5];	/* HAST_STAGES */
 	struct hast_stage_line stage[5];
 };

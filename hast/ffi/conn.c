@@ -113,6 +113,21 @@ conn_tick(uint32_t limit_ms)
 	return (int)(limit_ms / CONN_TICKS) + 1;
 }
 
+#ifdef CLOCK_MONOTONIC_COARSE
+#define CHEAP_CLOCK CLOCK_MONOTONIC_COARSE
+#else
+#define CHEAP_CLOCK CLOCK_MONOTONIC_FAST
+#endif
+
+int64_t
+conn_now(void)
+{
+	struct timespec ts;
+
+	(void)clock_gettime(CHEAP_CLOCK, &ts);
+	return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
 int
 conn_timer_due(struct conn_timer *t, uint32_t limit_ms)
 {

@@ -3,6 +3,7 @@
  *
  *   primary:    RING_SEND -> [send] ~ connection 1 ~ secondary ~ connection 2 ~ [recv] -> RING_RECV_DONE
  *   secondary:  connection 1 ~ [recv] -> RING_DISK -> disk -> RING_DISK_DONE -> [recv] -> RING_SEND -> [send] ~ connection 2
+ *               or without the disk stage, where that takes no waiting (direct.h)
  *               [send] -> RING_SEND_DONE -> [recv]: the slot is free again
  *
  * Invariants:
@@ -22,7 +23,8 @@
  * - what was received completely before the connection was lost still goes to disk;
  * - nothing is allocated per bio, and no clock is read while bytes move.
  *
- * Time is measured in ticks of an eighth: what is to happen after t of silence happens between t and 9/8 t of it.
+ * Time is measured in ticks of an eighth: what is to happen after t of silence happens between t and 9/8 t of it, and a request
+ * that the secondary does not answer is found between t and 10/8 t after it was sent.
  */
 #ifndef HAST_CONN_H
 #define HAST_CONN_H
@@ -46,7 +48,7 @@ struct hast_conn_options {
 	uint32_t checksum;		/* send: enum hast_wire_checksum */
 	uint32_t keepalive_ms;		/* send on the primary: silence after which a keepalive goes out (10000) */
 	uint32_t timeout_ms;		/* send: nothing could be written for so long; recv on the primary: no byte came while the
-					   secondary had requests; recv on the secondary: no byte came (20000) */
+					   secondary had requests, or it did not answer one of them; recv on the secondary: no byte came (20000) */
 	uint32_t sector;		/* recv on the secondary: bytes, a power of two */
 	uint32_t max_io;		/* recv on the secondary: largest read or write taken, at most slab_size */
 };
@@ -59,6 +61,8 @@ struct hast_send *hast_send_new(void *arena, const struct hast_conn_options *opt
 struct hast_recv *hast_recv_new(void *arena, const struct hast_conn_options *options);
 void hast_send_free(struct hast_send *s);
 void hast_recv_free(struct hast_recv *r);
+/* Secondary: the component, without O_DIRECT: what takes no waiting there recv does itself (direct.h). It stays the caller's. */
+void hast_recv_direct(struct hast_recv *r, int fd);
 /* Run until something has to be decided: enum hast_pump_result or -errno. HAST_PUMP_LOST comes once, see _error and _why; after
    that the pump may and should be called again: it leaves the socket alone, but on the secondary what is with the disk
    completes and slots come back. */

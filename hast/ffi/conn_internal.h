@@ -52,6 +52,8 @@ int conn_wait(struct conn *c, int events, int timeout_ms);
 int conn_tick(uint32_t limit_ms);
 /* Starts the timer if it does not run. 1 when it has run for so long, but for a tick: the one before it was started. */
 int conn_timer_due(struct conn_timer *t, uint32_t limit_ms);
+/* ms, of a clock that is cheap to read and a few ms behind. */
+int64_t conn_now(void);
 void conn_count(uint64_t *counter, uint64_t more);
 /* HAST_PUMP_LOST (once), HAST_PUMP_CONTROL, or 0. */
 int conn_result(struct conn *c);
@@ -81,6 +83,8 @@ struct recv_role {
 	int (*ready)(struct hast_recv *r);
 	/* 1 when silence of the peer is to be measured now. */
 	int (*expecting)(const struct hast_recv *r);
+	/* 1 when the peer has had a request for too long. NULL: it is not asked for anything. Called in every turn that waits. */
+	int (*late)(struct hast_recv *r);
 	/* 1 when nothing is under way. */
 	int (*idle)(const struct hast_recv *r);
 	void (*free)(struct hast_recv *r);

@@ -9,6 +9,7 @@
 #include <linux/fs.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -18,6 +19,8 @@
 #include "doorbell.h"
 #include "pump.h"
 #include "ring.h"
+
+#define LOST "lost\n"			/* as in hast/boot.py */
 
 #define MAX_DEPTH 4096u
 
@@ -43,12 +46,38 @@ static void
 finish(struct hast_disk *d, struct disk_op *op)
 {
 	d->bio[op->slot].error[HAST_LOCAL] = op->error;
+	hast_trace(d->arena, HAST_STAGE_DISK, HAST_TRACE_OUT, d->bio[op->slot].seq);
 	op->busy = 0;
 	d->inflight--;
 	d->batch[d->nbatch++] = op->slot;
 	count(&d->line->ops, 1);
 	if (op->error != 0)
 		count(&d->line->errors, 1);
+}
+
+/* What the note said is void. Not being there says nearly the same, and not being written for want of space is no failure. */
+static void
+spoil_note(const char *path)
+{
+	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+
+	if (fd == -1) {
+		(void)unlink(path);
+		return;
+	}
+	(void)!write(fd, LOST, sizeof(LOST) - 1);
+	(void)close(fd);
+}
+
+/* For the rest of this component's life; 0: it has not. */
+static void
+sync_failed(struct hast_disk *d, int error)
+{
+	d->sync_error = error;
+	/* Who writes the note anew looks at this line afterwards, so one of the two sees what the other one has done. */
+	__atomic_store_n(&d->line->extra[0], (uint64_t)error, __ATOMIC_SEQ_CST);
+	if (error != 0 && d->note != NULL)
+		spoil_note(d->note);
 }
 
 /* One fdatasync for all that have asked up to now. */
@@ -76,7 +105,7 @@ sync_end(struct hast_disk *d, long result)
 		return;
 	}
 	if (d->sync_error == 0)
-		d->sync_error = d->sync_op->error;
+		sync_failed(d, d->sync_op->error);
 	d->syncing.head = NULL;
 	while ((op = disk_list_take(&group)) != NULL) {
 		op->error = d->sync_error;
@@ -127,6 +156,7 @@ take(struct hast_disk *d)
 			break;
 		if (r < 0 || slot >= d->nslots || d->op[slot].busy)
 			return -1;
+		hast_trace(d->arena, HAST_STAGE_DISK, HAST_TRACE_IN, d->bio[slot].seq);
 		d->op[slot].busy = 1;
 		d->inflight++;
 		taken++;
@@ -195,6 +225,7 @@ wait_turn(struct hast_disk *d)
 	}
 	error = d->engine->wait(d, block);
 	if (block) {
+		hast_trace(d->arena, HAST_STAGE_DISK, HAST_TRACE_WOKE, 0);
 		hast_doorbell_cancel(d->bell);
 		set_state(d, STATE_WORKING);
 		follow(d);
@@ -283,9 +314,11 @@ static void
 attach(struct hast_disk *d, struct hast_arena *a, const struct hast_disk_options *opt)
 {
 	d->opt = *opt;
+	d->opt.note = NULL;		/* the caller's: `note` is ours */
 	d->engine = engine_of(opt);
 	d->geo = a->geo;
 	d->nslots = a->nslots;
+	d->arena = a;
 	d->bio = hast_arena_bio(a, 0);
 	d->slab = hast_arena_slab(a, 0);
 	d->ring = hast_arena_ring(a, HAST_RING_DISK);
@@ -294,6 +327,7 @@ attach(struct hast_disk *d, struct hast_arena *a, const struct hast_disk_options
 	d->done_bell = &a->bell[opt->done_stage];
 	d->line = &a->stage[HAST_STAGE_DISK];
 	d->leader = &a->stage[opt->done_stage].extra[0];
+	sync_failed(d, opt->sync_error);
 }
 
 static void
@@ -303,6 +337,7 @@ release(struct hast_disk *d)
 		(void)munmap(d->zeros, DISK_ZEROS);
 	free(d->op);
 	free(d->batch);
+	free(d->note);
 	free(d);
 }
 
@@ -339,6 +374,14 @@ hast_disk_new(void *arena, const struct hast_disk_options *options)
 	d = calloc(1, sizeof(*d));
 	if (d == NULL)
 		return NULL;
+	if (options->note != NULL) {
+		d->note = strdup(options->note);
+		if (d->note == NULL) {
+			free(d);
+			errno = ENOMEM;
+			return NULL;
+		}
+	}
 	attach(d, a, options);
 	error = set_up(d);
 	if (error != 0) {

@@ -5,8 +5,10 @@
  * - each slot taken is given back exactly once, with error[HAST_LOCAL] 0 or a positive errno: never after a
  *   short transfer, which is continued, nor with EINTR or EAGAIN, which are tried again;
  * - a FLUSH is complete when everything completed before it was taken is durable (fdatasync);
- * - once an fdatasync has failed, every later FLUSH and durable MAP of this context fails with the same errno: the
- *   kernel tells of lost pages only once, and what they held is not durable because a later call succeeds;
+ * - once an fdatasync has failed, every later FLUSH and durable MAP fails with the same errno: the kernel tells of lost
+ *   pages only once, and what they held is not durable because a later call succeeds. extra[0] of the stage's line has
+ *   that errno, so that the next context on the same component is begun with it. Before anybody is told of the failure
+ *   the file `note`, which may say that nothing of the cache was lost, says the contrary;
  * - a MAP bio with HAST_BIO_DURABLE is complete when it is written and durable;
  * - nothing outside [data_offset, data_offset + datasize) is written by READ, WRITE, DELETE, nothing outside the map by MAP:
  *   checked here again, whatever the ring says;
@@ -36,6 +38,8 @@ struct hast_disk_options {
 	uint32_t depth;			/* URING: bios under way at once; THREADS: threads; 1 to 4096 */
 	uint32_t align;			/* O_DIRECT alignment in bytes of offset and length, 1 without */
 	uint32_t follow;		/* 1: move to the processor of the stage that takes the completions */
+	int sync_error;			/* of an fdatasync of the component that has failed before, positive, or 0 */
+	const char *note;		/* path of a file that is to say when an fdatasync fails, or NULL; copied */
 };
 
 struct hast_disk;

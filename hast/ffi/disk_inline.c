@@ -60,6 +60,8 @@ inline_reap(struct hast_disk *d)
 			return;
 		if (op->call == DISK_READ || op->call == DISK_WRITE || op->call == DISK_ZERO)
 			bytes += op->piece;
+		if (op != d->sync_op)
+			hast_trace(d->arena, HAST_STAGE_DISK, HAST_TRACE_START, d->bio[op->slot].seq);
 		disk_result(d, op, disk_perform(d, op));
 	}
 }

@@ -17,6 +17,7 @@
 
 #include "arena.h"
 #include "disk.h"
+#include "trace.h"
 
 #define DISK_ZEROS 262144u		/* bytes of zeros to write from */
 #define DISK_TRIES 1000			/* EINTR or EAGAIN so often in a row is an error after all */
@@ -74,6 +75,7 @@ struct hast_disk {
 	struct hast_disk_options opt;
 	struct hast_geometry geo;	/* private copies: see above */
 	uint32_t nslots;
+	struct hast_arena *arena;	/* for trace.h only */
 	struct hast_bio *bio;
 	char *slab;
 	struct hast_ring *ring;
@@ -93,6 +95,7 @@ struct hast_disk {
 	struct disk_list syncing;	/* it is for these */
 	struct disk_list unsynced;	/* for the next one */
 	int sync_error;			/* of the first fdatasync that failed, positive */
+	char *note;			/* options.note */
 	char *zeros;
 	uint32_t block;			/* fallocate's unit: sector of a block device, 1 for files */
 	uint8_t is_block;

@@ -65,7 +65,8 @@ wake(struct hast_doorbell *bell, int efd)
 	do
 		done = write(efd, &one, sizeof(one));
 	while (done == -1 && errno == EINTR);
-	/* EAGAIN: the counter is full, so it is readable, which is all that a wake-up has to achieve. */
+	/* EAGAIN: the counter is full, so it is readable, which is all that a wake-up has to achieve. (Where nobody drains it, that
+	   takes 2^64 wake-ups.) */
 	return done == -1 && errno != EAGAIN ? -errno : 0;
 }
 

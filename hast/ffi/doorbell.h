@@ -12,7 +12,8 @@
  * Two ways to wait: on the futex word, where rings are all that is waited for, or in epoll, poll or
  * io_uring on an eventfd, where descriptors are waited for too. efd is -1 for the futex kind; an eventfd has to be
  * non-blocking, or a drain that comes before the wake-up would hang. With it the consumer cancels, drains, and
- * only then looks at its rings.
+ * only then looks at its rings. In an edge-triggered epoll nobody has to drain: each wake-up's write is an event, whatever the
+ * counter was, and one that comes for an announcement that is over ends the next wait early, no more.
  */
 #ifndef HAST_DOORBELL_H
 #define HAST_DOORBELL_H

@@ -13,6 +13,7 @@
 
 #include "ggate_internal.h"
 #include "pump.h"
+#include "trace.h"
 
 #define EVENTS 64
 #define IDLE_MS 1000			/* how often a quiet, connected resource looks for extents to clear */
@@ -22,9 +23,9 @@
 /* ---- life ---- */
 
 static int
-watch(struct hast_ggate *g, int fd, void *who)
+watch(struct hast_ggate *g, int fd, void *who, uint32_t events)
 {
-	struct epoll_event ev = { .events = EPOLLIN, .data.ptr = who };
+	struct epoll_event ev = { .events = events, .data.ptr = who };
 
 	return epoll_ctl(g->epoll, EPOLL_CTL_ADD, fd, &ev);
 }
@@ -46,11 +47,13 @@ hast_ggate_new(void *arena, int own_bell, int control, int disk_bell, int send_b
 	g->bell[HAST_STAGE_DISK] = disk_bell;
 	g->bell[HAST_STAGE_SEND] = send_bell;
 	g->bell[HAST_STAGE_SYNC] = sync_bell;
+	hast_direct_init(&g->direct, g->arena, -1);
 	g->nbd_slots_max = nclient > 4 * FUSE_RESERVE ? nclient - FUSE_RESERVE : nclient - nclient / 4;
 	g->req = calloc(GGATE_REQS, sizeof(*g->req));
 	g->epoll = epoll_create1(EPOLL_CLOEXEC);
-	if (g->req == NULL || g->epoll == -1 || watch(g, own_bell, &g->own_bell) == -1 ||
-	    watch(g, control, &g->control) == -1) {
+	/* Edge-triggered: each write to the bell is an event, whether it was drained or not, so it is not drained. */
+	if (g->req == NULL || g->epoll == -1 || watch(g, own_bell, &g->own_bell, EPOLLIN | EPOLLET) == -1 ||
+	    watch(g, control, &g->control, EPOLLIN) == -1) {
 		int error = errno;
 
 		hast_ggate_free(g);
@@ -205,8 +208,10 @@ flush_ports(struct hast_ggate *g)
 
 		g->dirty = port->next_dirty;
 		port->dirty = 0;
+		hast_trace(g->arena, HAST_STAGE_GGATE, HAST_TRACE_SENDING, 0);
 		if (!port->dead)
 			port_result(g, port, port->ops->flush(g, port));
+		hast_trace(g->arena, HAST_STAGE_GGATE, HAST_TRACE_SENT, 0);
 	}
 }
 
@@ -247,8 +252,44 @@ ring_bells(struct hast_ggate *g)
 		error = hast_doorbell_ring(&g->arena->bell[stage], g->bell[stage]);
 		if (error != 0)
 			return error;
+		hast_trace(g->arena, HAST_STAGE_GGATE, HAST_TRACE_RANG, 0);
 	}
 	return 0;
+}
+
+/* What may be done here. 0 or HAST_PUMP_BROKEN. */
+static int
+direct_io(struct hast_ggate *g)
+{
+	struct hast_ring *ring = hast_arena_ring(g->arena, HAST_RING_DIRECT);
+	struct hast_stage_line *line = &g->arena->stage[HAST_STAGE_GGATE];
+	uint32_t slot;
+	int got;
+
+	while ((got = hast_ring_pop(ring, &slot)) == 1) {
+		struct hast_bio *bio;
+
+		if (slot >= g->arena->nslots)
+			return HAST_PUMP_BROKEN;
+		bio = hast_arena_bio(g->arena, slot);
+		hast_trace(g->arena, HAST_STAGE_GGATE, HAST_TRACE_START, bio->seq);
+		if (!hast_direct_try(&g->direct, bio, hast_arena_slab(g->arena, slot))) {
+			hast_seq_to_disk(g->arena, slot);
+			continue;
+		}
+		hast_trace(g->arena, HAST_STAGE_GGATE, HAST_TRACE_DID, bio->seq);
+		__atomic_store_n(&line->ops, line->ops + 1, __ATOMIC_RELAXED);
+		__atomic_store_n(&line->bytes, line->bytes + bio->length, __ATOMIC_RELAXED);
+		if (hast_seq_complete(g->arena, HAST_LOCAL, slot) != 0)
+			return HAST_PUMP_BROKEN;
+	}
+	return got < 0 ? HAST_PUMP_BROKEN : 0;
+}
+
+static int
+direct_ready(struct hast_ggate *g)
+{
+	return hast_ring_ready(hast_arena_ring(g->arena, HAST_RING_DIRECT)) != 0;
 }
 
 /* Everything that can be done without waiting. 0 or why the pump has to come back. */
@@ -260,6 +301,12 @@ turn(struct hast_ggate *g)
 	do {
 		if (hast_seq_drain(g->arena) < 0 || g->seq->broken)
 			return HAST_PUMP_BROKEN;
+		/* First the others, who work meanwhile. */
+		error = ring_bells(g);
+		if (error == 0)
+			error = direct_io(g);
+		if (error != 0)
+			return error;
 		(void)request_answers(g);
 		/* A slot answered early, before the secondary had done it, comes back from the sequencer alone. */
 		if (g->freed || g->seq->freed != g->freed_seen) {
@@ -269,7 +316,7 @@ turn(struct hast_ggate *g)
 		flush_ports(g);
 		if (g->ndead > 0)
 			bury(g);
-	} while (g->freed && (g->stalled_head != NULL || g->nstarved > 0));
+	} while ((g->freed && (g->stalled_head != NULL || g->nstarved > 0)) || direct_ready(g));
 	error = ring_bells(g);
 	if (error != 0)
 		return error;
@@ -348,6 +395,7 @@ wait_for_events(struct hast_ggate *g)
 	n = epoll_wait(g->epoll, ev, EVENTS, timeout);
 	__atomic_store_n(&line->state, 1, __ATOMIC_RELAXED);
 	hast_doorbell_cancel(bell);
+	hast_trace(g->arena, HAST_STAGE_GGATE, HAST_TRACE_WOKE, 0);
 	if (n == -1)
 		return errno == EINTR ? 0 : -errno;
 	/* Where the disk stage is to run: on this processor a wake-up costs a tenth of what it costs across. */
@@ -357,8 +405,8 @@ wait_for_events(struct hast_ggate *g)
 		(void)hast_seq_idle(g->arena);
 	for (int i = 0; i < n; i++) {
 		if (ev[i].data.ptr == &g->own_bell)
-			(void)hast_doorbell_drain(g->own_bell);
-		else if (ev[i].data.ptr == &g->control)
+			continue;
+		if (ev[i].data.ptr == &g->control)
 			g->control_ready = 1;
 		else
 			port_event(g, ev[i].data.ptr, ev[i].events);
@@ -385,6 +433,13 @@ hast_ggate_pump(struct hast_ggate *g)
 }
 
 /* ---- what Python asks ---- */
+
+void
+hast_ggate_direct(struct hast_ggate *g, int fd)
+{
+	hast_direct_init(&g->direct, g->arena, fd);
+	g->seq->direct = fd >= 0;
+}
 
 uint32_t
 hast_ggate_clients(struct hast_ggate *g)

@@ -12,6 +12,8 @@ struct hast_ggate;
 struct hast_ggate *hast_ggate_new(void *arena, int own_bell, int control, int disk_bell, int send_bell,
     int sync_bell);
 void hast_ggate_free(struct hast_ggate *g);
+/* The component, without O_DIRECT: what takes no waiting there is done by this stage itself (direct.h). -1: not any more. */
+void hast_ggate_direct(struct hast_ggate *g, int fd);
 /* Runs until something has to be decided: enum hast_pump_result or -errno. */
 int hast_ggate_pump(struct hast_ggate *g);
 /* Number of NBD clients now. */

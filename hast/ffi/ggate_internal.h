@@ -3,6 +3,7 @@
 #define HAST_GGATE_INTERNAL_H
 
 #include "device.h"
+#include "direct.h"
 #include "ggate.h"
 #include "seq.h"
 
@@ -17,6 +18,7 @@ struct hast_ggate {
 	int own_bell;
 	int control;
 	int bell[HAST_STAGES];		/* eventfds of the other stages, -1 where there is none */
+	struct hast_direct direct;
 	struct hast_port *ports;
 	struct hast_port *dirty;	/* ports with something to flush */
 	uint32_t ndead;

@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "nbd_internal.h"
+#include "trace.h"
 
 #define REQUEST_MAGIC 0x25609513u
 #define REQUEST_SIZE 28u
@@ -341,6 +342,7 @@ receive(struct hast_ggate *g, struct nbd_client *c, size_t *asked)
 	} while (got == -1 && errno == EINTR);
 	if (got <= 0)
 		return got == 0 ? 0 : -errno;
+	hast_trace(hast_ggate_arena(g), HAST_STAGE_GGATE, HAST_TRACE_GOT, 0);
 	if (direct > (size_t)got)
 		direct = (size_t)got;
 	c->got += (uint32_t)direct;
@@ -427,9 +429,13 @@ prepare(int fd)
 int
 hast_nbd_add(struct hast_ggate *g, int fd, int flags)
 {
-	struct nbd_client *c = calloc(1, sizeof(*c));
-	int error = c == NULL ? -ENOMEM : prepare(fd);
+	struct nbd_client *c = NULL;
+	int error = hast_ggate_clients(g) < HAST_NBD_CLIENTS_MAX ? 0 : -EUSERS;
 
+	if (error == 0) {
+		c = calloc(1, sizeof(*c));
+		error = c == NULL ? -ENOMEM : prepare(fd);
+	}
 	if (error == 0) {
 		c->port.ops = &nbd_ops;
 		c->port.fd = fd;

@@ -14,6 +14,7 @@
 
 #include "conn_internal.h"
 #include "pump.h"
+#include "trace.h"
 
 #define SMALL 16384u			/* data up to this is gathered in the buffer */
 #define LOOK_AHEAD 4096u		/* what is received behind large data: the next header, and little that has to be copied */
@@ -39,7 +40,9 @@ came(struct hast_recv *r, uint32_t n)
 {
 	uint32_t past = n < r->want ? n : r->want;
 
-	r->raw += past;
+	/* Between messages there is no raw, and nothing may be added to that, not even 0. */
+	if (past > 0)
+		r->raw += past;
 	r->want -= past;
 	r->end += n - past;
 	r->silence.running = 0;
@@ -72,6 +75,7 @@ receive(struct hast_recv *r)
 		iov[msg.msg_iovlen++] = (struct iovec){ r->raw, r->want };
 	iov[msg.msg_iovlen++] = (struct iovec){ r->buffer + r->end, room };
 	n = recvmsg(r->c.opt.fd, &msg, MSG_DONTWAIT);
+	hast_trace(r->c.arena, HAST_STAGE_RECV, HAST_TRACE_GOT, 0);
 	/* Less than there was room for: the socket is empty, and poll() says when it is not. */
 	r->readable = n > 0 && (uint32_t)n == r->want + room;
 	if (n > 0) {
@@ -212,6 +216,7 @@ wait_turn(struct hast_recv *r)
 	if ((r->readable && reading(r)) || r->role->ready(r))
 		timeout = 0;
 	error = conn_wait(&r->c, reading(r) ? POLLIN : -1, timeout);
+	hast_trace(r->c.arena, HAST_STAGE_RECV, HAST_TRACE_WOKE, 0);
 	if (error != 0)
 		return error;
 	if (r->c.revents != 0)
@@ -221,6 +226,9 @@ wait_turn(struct hast_recv *r)
 	else if (!r->readable && !r->c.rang && conn_timer_due(&r->silence, limit))
 		(void)conn_lost(&r->c, ETIMEDOUT, "%s has %s for %g s", conn_peer(&r->c),
 		    r->c.opt.secondary ? "sent nothing" : "answered nothing", limit / 1000.0);
+	if (r->c.error == 0 && !r->ended && r->role->late != NULL && r->role->late(r))
+		(void)conn_lost(&r->c, ETIMEDOUT, "%s has had a request for %g s without answering it", conn_peer(&r->c),
+		    limit / 1000.0);
 	if (r->c.error != 0)
 		r->ended = 1;
 	return 0;

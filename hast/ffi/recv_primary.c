@@ -3,6 +3,9 @@
  *
  * bio.pending and bio.seq are the sequencer's, who may not have taken an answer that was given to it a moment ago: what was
  * answered already is therefore remembered here. A seq never comes twice, so remembering the last one of each slot is enough.
+ *
+ * How long a request has been with the secondary is known from looking at all of them once in a tick: nothing is measured when
+ * one is sent or answered.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -10,18 +13,22 @@
 
 #include "conn_internal.h"
 #include "seq.h"
+#include "trace.h"
 
 struct recv_primary {
 	struct hast_seq *seq;
 	struct hast_ring *done_ring;
 	struct answered *answered;
+	int64_t looked;			/* ms: when all that is outstanding was looked at */
 	uint8_t pushed;
 };
 
-/* The last seq of a slot that was answered, and that was said to be received. */
+/* The last seq of a slot that was answered, that was said to be received, and that was seen to be outstanding. */
 struct answered {
 	uint64_t final;
 	uint64_t received;
+	uint64_t seen;
+	int64_t since;			/* ms: since when it is seen */
 };
 
 static enum recv_message
@@ -38,6 +45,7 @@ push(struct hast_recv *r, uint32_t entry)
 static enum recv_message
 complete(struct hast_recv *r, uint32_t slot, struct hast_bio *bio, int error)
 {
+	hast_trace(r->c.arena, HAST_STAGE_RECV, HAST_TRACE_IN, bio->seq);
 	bio->error[HAST_REMOTE] = error;
 	r->primary->answered[slot].final = bio->seq;
 	return push(r, slot);
@@ -77,6 +85,7 @@ received(struct hast_recv *r, const struct hast_wire_reply *reply, uint32_t slot
 		return refuse(r, "received twice", reply->seq);
 	if (reply->error != 0 || reply->data.size != 0)
 		return refuse(r, "received, with an error or with data", reply->seq);
+	hast_trace(r->c.arena, HAST_STAGE_RECV, HAST_TRACE_FIRST, reply->seq);
 	a->received = reply->seq;
 	return push(r, slot | HAST_EVENT_RECEIVED);
 }
@@ -160,6 +169,32 @@ primary_expecting(const struct hast_recv *r)
 }
 
 static int
+primary_late(struct hast_recv *r)
+{
+	struct recv_primary *p = r->primary;
+	uint32_t limit = r->c.opt.timeout_ms;
+	int64_t now = conn_now();
+
+	if (now - p->looked < conn_tick(limit))
+		return 0;
+	p->looked = now;
+	for (uint32_t slot = 0; slot < r->c.nslots; slot++) {
+		struct answered *a = &p->answered[slot];
+		uint64_t seq = __atomic_load_n(&hast_arena_bio(r->c.arena, slot)->sent, __ATOMIC_ACQUIRE);
+
+		if (seq == 0 || outstanding(r, seq) == NULL)
+			continue;
+		if (a->seen != seq) {
+			a->seen = seq;
+			a->since = now;
+		} else if (now - a->since >= (int64_t)limit) {
+			return 1;
+		}
+	}
+	return 0;
+}
+
+static int
 primary_idle(const struct hast_recv *r)
 {
 	(void)r;
@@ -196,6 +231,7 @@ const struct recv_role recv_primary_role = {
 	.bells = primary_bells,
 	.ready = primary_ready,
 	.expecting = primary_expecting,
+	.late = primary_late,
 	.idle = primary_idle,
 	.free = primary_free,
 };

@@ -10,7 +10,9 @@
 #include <stdlib.h>
 
 #include "conn_internal.h"
+#include "direct.h"
 #include "seq.h"
+#include "trace.h"
 
 enum state { FREE, FILLING, QUEUED, BLOCKED, DISK, REPLY };
 
@@ -35,6 +37,9 @@ struct recv_secondary {
 	uint32_t queue_head, queue_tail;
 	uint32_t flushing;		/* the flush that is with the disk, or HAST_NONE */
 	uint8_t to_disk, to_send;	/* something was pushed */
+	struct hast_direct direct;
+	uint32_t *here;			/* active, and to be tried here before they go to disk */
+	uint32_t nhere;
 	uint8_t first;			/* a request was received */
 };
 
@@ -91,8 +96,13 @@ conflict(const struct item *x, const struct item *y)
 static void
 to_disk(struct hast_recv *r, uint32_t slot)
 {
-	r->secondary->item[slot].state = DISK;
-	push(r, r->secondary->disk, slot, &r->secondary->to_disk);
+	struct recv_secondary *s = r->secondary;
+
+	s->item[slot].state = DISK;
+	if (s->direct.fd >= 0 && hast_direct_may(&s->bio[slot]))
+		s->here[s->nhere++] = slot;
+	else
+		push(r, s->disk, slot, &s->to_disk);
 }
 
 static void
@@ -244,6 +254,7 @@ admit(struct hast_recv *r, const struct hast_wire_request *request, int error)
 	describe(r, &s->bio[slot], request);
 	count_request(&s->seq->stats, request->cmd, 0);
 	if (request->cmd != HAST_WIRE_WRITE) {
+		hast_trace(r->c.arena, HAST_STAGE_RECV, HAST_TRACE_IN, request->seq);
 		submit(r, slot);
 		return RECV_TAKEN;
 	}
@@ -289,6 +300,7 @@ secondary_payload(struct hast_recv *r, const uint8_t *wire)
 		return (enum recv_message)conn_lost(&r->c, EBADMSG,
 		    "data from the primary was damaged on its way: its checksum or its length is not what was announced");
 	}
+	hast_trace(r->c.arena, HAST_STAGE_RECV, HAST_TRACE_IN, bio->seq);
 	if ((bio->flags & HAST_BIO_MEMSYNC) != 0)
 		push(r, s->send, r->slot | HAST_EVENT_RECEIVED, &s->to_send);
 	submit(r, r->slot);
@@ -308,6 +320,7 @@ disk_done(struct hast_recv *r, uint32_t slot)
 {
 	struct recv_secondary *s = r->secondary;
 
+	hast_trace(r->c.arena, HAST_STAGE_RECV, HAST_TRACE_OUT, s->bio[slot].seq);
 	if (s->bio[slot].error[HAST_LOCAL] != 0)
 		count_request(&s->seq->stats, s->item[slot].cmd, 1);
 	if (slot == s->flushing)
@@ -346,6 +359,26 @@ secondary_rings(struct hast_recv *r)
 		r->starved = 0;
 }
 
+/* What may be done here. One that is over may let others go, which come to the end of the list. */
+static void
+do_here(struct hast_recv *r)
+{
+	struct recv_secondary *s = r->secondary;
+
+	for (uint32_t i = 0; i < s->nhere; i++) {
+		uint32_t slot = s->here[i];
+
+		hast_trace(r->c.arena, HAST_STAGE_RECV, HAST_TRACE_START, s->bio[slot].seq);
+		if (!hast_direct_try(&s->direct, &s->bio[slot], hast_arena_slab(r->c.arena, slot))) {
+			push(r, s->disk, slot, &s->to_disk);
+			continue;
+		}
+		hast_trace(r->c.arena, HAST_STAGE_RECV, HAST_TRACE_DID, s->bio[slot].seq);
+		disk_done(r, slot);
+	}
+	s->nhere = 0;
+}
+
 static int
 secondary_bells(struct hast_recv *r)
 {
@@ -353,6 +386,7 @@ secondary_bells(struct hast_recv *r)
 	struct hast_doorbell *bell = r->c.arena->bell;
 	int error = 0;
 
+	do_here(r);
 	__atomic_store_n(&s->seq->inuse, s->nslots - s->nfree, __ATOMIC_RELAXED);
 	if (s->to_send)
 		error = hast_doorbell_ring(&bell[HAST_STAGE_SEND], r->c.opt.send_bell);
@@ -399,6 +433,7 @@ secondary_free(struct hast_recv *r)
 	free(s->item);
 	free(s->free);
 	free(s->active);
+	free(s->here);
 	free(s);
 }
 
@@ -419,6 +454,7 @@ attach(struct recv_secondary *s, struct hast_arena *a)
 	s->send = hast_arena_ring(a, HAST_RING_SEND);
 	s->send_done = hast_arena_ring(a, HAST_RING_SEND_DONE);
 	s->queue_head = s->flushing = HAST_NONE;
+	hast_direct_init(&s->direct, a, -1);
 }
 
 int
@@ -436,7 +472,8 @@ recv_secondary_new(struct hast_recv *r)
 	s->item = calloc(s->nslots, sizeof(*s->item));
 	s->free = calloc(s->nslots, sizeof(*s->free));
 	s->active = calloc(s->nslots, sizeof(*s->active));
-	if (s->item == NULL || s->free == NULL || s->active == NULL)
+	s->here = calloc(s->nslots, sizeof(*s->here));
+	if (s->item == NULL || s->free == NULL || s->active == NULL || s->here == NULL)
 		return -ENOMEM;
 	attach(s, a);
 	/* From the top down, so that the first slots, and only they, are used while there is little to do. */
@@ -456,6 +493,13 @@ const struct recv_role recv_secondary_role = {
 	.idle = secondary_idle,
 	.free = secondary_free,
 };
+
+void
+hast_recv_direct(struct hast_recv *r, int fd)
+{
+	if (r->secondary != NULL)
+		hast_direct_init(&r->secondary->direct, r->c.arena, fd);
+}
 
 int
 hast_recv_first(const struct hast_recv *r)

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "ggate_internal.h"
+#include "trace.h"
 
 #define DELETE_PART ((uint64_t)1 << 30)	/* bytes; bounds the work that one bio makes for the activemap */
 
@@ -177,6 +178,7 @@ submit_part(struct hast_ggate *g, struct hast_req *req, uint32_t slot, uint8_t c
 	bio->length = length;
 	req->issued += length;
 	req->parts++;
+	hast_trace(g->arena, HAST_STAGE_GGATE, HAST_TRACE_ADMIT, slot);
 	if (hast_seq_submit(g->arena, slot) != 0) {
 		/* Only a device that skipped hast_req_check() gets here. */
 		req->parts--;
@@ -186,6 +188,7 @@ submit_part(struct hast_ggate *g, struct hast_req *req, uint32_t slot, uint8_t c
 		request_release(g, req, slot);
 		return;
 	}
+	hast_trace(g->arena, HAST_STAGE_GGATE, HAST_TRACE_IN, bio->seq);
 	if (cmd != HAST_CMD_READ)
 		return;
 	if (req->first == HAST_NONE)
@@ -335,6 +338,7 @@ part_answered(struct hast_ggate *g, uint32_t slot)
 	struct hast_bio *bio = bio_at(g, slot);
 	struct hast_req *req = &g->req[bio->request];
 
+	hast_trace(g->arena, HAST_STAGE_GGATE, HAST_TRACE_OUT, bio->seq);
 	req->parts--;
 	req->answered += bio->length;
 	if (bio->result != 0 && req->error == 0)

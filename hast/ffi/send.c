@@ -15,6 +15,7 @@
 
 #include "conn_internal.h"
 #include "pump.h"
+#include "trace.h"
 #include "wire.h"
 
 #define BATCH 64u			/* messages */
@@ -109,6 +110,7 @@ lay_request(struct hast_send *s, uint32_t slot)
 	if (bio == NULL || bio->cmd < HAST_CMD_READ || bio->cmd > HAST_CMD_FLUSH || bio->seq == 0 ||
 	    (has_payload(bio) && (bio->length == 0 || bio->length > s->c.arena->geo.slab_size)))
 		return -1;
+	hast_trace(s->c.arena, HAST_STAGE_SEND, HAST_TRACE_IN, bio->seq);
 	memset(&request, 0, sizeof(request));
 	request.cmd = bio->cmd;
 	request.seq = bio->seq;
@@ -139,6 +141,7 @@ lay_reply(struct hast_send *s, uint32_t entry)
 
 	if (bio == NULL)
 		return -1;
+	hast_trace(s->c.arena, HAST_STAGE_SEND, entry != slot ? HAST_TRACE_FIRST : HAST_TRACE_IN, bio->seq);
 	memset(&reply, 0, sizeof(reply));
 	reply.seq = bio->seq;
 	if (entry != slot) {
@@ -219,6 +222,7 @@ transmit(struct hast_send *s)
 	struct msghdr msg = { .msg_iov = s->iov + s->first, .msg_iovlen = s->niov - s->first };
 	ssize_t n;
 
+	hast_trace(s->c.arena, HAST_STAGE_SEND, HAST_TRACE_SENDING, 0);
 	do
 		n = sendmsg(s->c.opt.fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
 	while (n == -1 && errno == EINTR);
@@ -226,6 +230,7 @@ transmit(struct hast_send *s)
 		(void)conn_lost(&s->c, errno, "cannot send to %s: %s", conn_peer(&s->c), strerror(errno));
 		return;
 	}
+	hast_trace(s->c.arena, HAST_STAGE_SEND, HAST_TRACE_SENT, 0);
 	if (n > 0) {
 		advance(s, (size_t)n);
 		conn_count(&s->c.line->bytes, (uint64_t)n);
@@ -338,6 +343,7 @@ wait_turn(struct hast_send *s)
 			timeout = 0;
 	}
 	error = conn_wait(&s->c, lost ? -1 : s->blocked ? POLLOUT | POLLRDHUP : POLLRDHUP, timeout);
+	hast_trace(s->c.arena, HAST_STAGE_SEND, HAST_TRACE_WOKE, 0);
 	if (error != 0 || lost)
 		return error;
 	if ((s->c.revents & ~POLLOUT) != 0)

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 
+#include "direct.h"
 #include "seq_internal.h"
 
 #define LOCAL (1u << HAST_LOCAL)
@@ -29,6 +30,18 @@ seq_push(struct hast_arena *a, int ring, uint32_t slot)
 	if (!hast_ring_push(hast_arena_ring(a, (uint32_t)ring), slot))
 		seq_of(a)->broken = 1;
 	seq_of(a)->pushed |= 1u << ring;
+}
+
+void
+seq_push_local(struct hast_arena *a, const struct hast_bio *bio)
+{
+	seq_push(a, seq_of(a)->direct && hast_direct_may(bio) ? HAST_RING_DIRECT : HAST_RING_DISK, bio->slot);
+}
+
+void
+hast_seq_to_disk(struct hast_arena *a, uint32_t slot)
+{
+	seq_push(a, HAST_RING_DISK, slot);
 }
 
 void
@@ -74,8 +87,10 @@ hast_seq_init(struct hast_arena *a)
 	s->free_head = HAST_NONE;
 	s->sync_free_head = HAST_NONE;
 	s->grant_head = s->mapwait_head = s->flushq_head = HAST_NONE;
-	s->flush_running = HAST_NONE;
+	s->flush_running = s->durable_head = HAST_NONE;
 	s->epoch = 1;
+	/* Nobody knows what was written before this arena, and whether both have flushed it. */
+	s->last_epoch = 1;
 	s->metaflush = 1;
 	/* From the top down, so that the first slots, and only they, are used while there is little to do. */
 	for (uint32_t i = a->geo.nclient; i-- > 0;) {
@@ -147,19 +162,9 @@ seq_finish(struct hast_arena *a, struct hast_bio *bio)
 void
 seq_acknowledge(struct hast_arena *a, struct hast_bio *bio, int result)
 {
-	struct hast_seq_stats *st = &seq_of(a)->stats;
-
 	bio->answered = 1;
 	bio->acked = !bio->held;
 	bio->result = result;
-	if (result != 0) {
-		switch (bio->cmd) {
-		case HAST_CMD_READ: st->read_error++; break;
-		case HAST_CMD_WRITE: st->write_error++; break;
-		case HAST_CMD_DELETE: st->delete_error++; break;
-		default: st->flush_error++; break;
-		}
-	}
 	if (bio->held)
 		(void)hast_ring_push(ack_ring(a), bio->slot);
 }
@@ -236,13 +241,13 @@ hast_seq_submit(struct hast_arena *a, uint32_t slot)
 	switch (bio->cmd) {
 	case HAST_CMD_READ:
 		s->stats.read++;
-		if (s->sync_remote && seq_sync_marked(a, bio)) {
+		if (seq_strict(a) && seq_sync_marked(a, bio)) {
 			seq_lock(a, bio);
 			break;
 		}
 		bio->state = HAST_BIO_RUNNING;
 		bio->pending = bio->used = LOCAL;
-		seq_push(a, HAST_RING_DISK, slot);
+		seq_push_local(a, bio);
 		break;
 	case HAST_CMD_FLUSH:
 		s->stats.flush++;
@@ -261,21 +266,91 @@ hast_seq_submit(struct hast_arena *a, uint32_t slot)
 
 /* ---- completions ---- */
 
+/* To the secondary; the range is locked only once. */
 static void
-read_done(struct hast_arena *a, struct hast_bio *bio, int component)
+read_there(struct hast_arena *a, struct hast_bio *bio)
 {
-	int error = bio->error[component];
-
-	if (error != 0 && component == HAST_LOCAL && seq_remote_readable(a, bio)) {
+	if (bio->order == 0)
 		seq_lock(a, bio);
-		return;
-	}
-	if (error != 0)
-		error = bio->error[HAST_LOCAL] != 0 ? bio->error[HAST_LOCAL] : EIO;
+	else if (seq_read_held(a))
+		seq_map_wait(a, bio);
+	else
+		seq_read_remote(a, bio);
+}
+
+static void
+read_answer(struct hast_arena *a, struct hast_bio *bio, int error)
+{
 	seq_acknowledge(a, bio, error);
 	if (bio->order != 0)
 		seq_unlock(a, bio);
 	seq_finish(a, bio);
+}
+
+static void
+read_here_done(struct hast_arena *a, struct hast_bio *bio)
+{
+	int error = bio->error[HAST_LOCAL];
+
+	/* Where the component cannot be read, it gets its data from the secondary again. */
+	if (error != 0 && seq_turn(a, 0)) {
+		seq_map_suspect_read(a, bio);
+		seq_sync_again(a);
+	}
+	/* Marked: a flush has failed meanwhile, and what was read may be what was there before. */
+	if (error != 0 ? seq_remote_readable(a, bio) : seq_strict(a) && seq_sync_marked(a, bio))
+		read_there(a, bio);
+	else
+		read_answer(a, bio, error);
+}
+
+static void
+read_there_done(struct hast_arena *a, struct hast_bio *bio)
+{
+	const struct hast_seq *s = seq_of(a);
+	int error = bio->error[HAST_REMOTE];
+
+	/* It has failed something: a flush, perhaps, and with it lost what it should have read. */
+	if (error == 0 && s->connected && (s->asked & HAST_SEQ_REMOTE_FAILED) != 0)
+		error = EIO;
+	/* The secondary is lost, and with it what this node has not: until it is back. */
+	if (error != 0 && seq_read_held(a)) {
+		bio->seq = ++seq_of(a)->seq << 16 | bio->slot;
+		seq_map_wait(a, bio);
+	} else if (error != 0) {
+		seq_read_here(a, bio);
+	} else {
+		read_answer(a, bio, 0);
+	}
+}
+
+/* The secondary cannot be asked. What it was to be asked for only because this component seemed to fail is here. */
+void
+seq_read_here(struct hast_arena *a, struct hast_bio *bio)
+{
+	if (bio->error[HAST_LOCAL] != 0 || seq_strict(a)) {
+		read_answer(a, bio, bio->error[HAST_LOCAL] != 0 ? bio->error[HAST_LOCAL] : EIO);
+		return;
+	}
+	bio->state = HAST_BIO_RUNNING;
+	bio->pending |= LOCAL;
+	bio->used |= LOCAL;
+	seq_push_local(a, bio);
+}
+
+/* Of the local component, also where the secondary does instead. */
+void
+seq_count_error(struct hast_arena *a, const struct hast_bio *bio)
+{
+	struct hast_seq_stats *st = &seq_of(a)->stats;
+
+	switch (bio->cmd) {
+	case HAST_CMD_READ: st->read_error++; break;
+	case HAST_CMD_WRITE: st->write_error++; break;
+	case HAST_CMD_DELETE: st->delete_error++; break;
+	case HAST_CMD_FLUSH: st->flush_error++; break;
+	default: break;			/* map updates are counted where they fail */
+	}
 }
 
 static void
@@ -284,6 +359,8 @@ settle(struct hast_arena *a, struct hast_bio *bio, int component)
 	struct hast_seq *s = seq_of(a);
 
 	bio->pending &= (uint8_t)~(1u << component);
+	if (component == HAST_LOCAL && bio->error[HAST_LOCAL] != 0)
+		seq_count_error(a, bio);
 	if (component == HAST_REMOTE)
 		__atomic_store_n(&s->nremote, s->nremote - 1, __ATOMIC_RELAXED);
 	if ((bio->flags & HAST_BIO_SYNC) != 0) {
@@ -292,7 +369,10 @@ settle(struct hast_arena *a, struct hast_bio *bio, int component)
 	}
 	switch (bio->cmd) {
 	case HAST_CMD_READ:
-		read_done(a, bio, component);
+		if (component == HAST_LOCAL)
+			read_here_done(a, bio);
+		else
+			read_there_done(a, bio);
 		break;
 	case HAST_CMD_MAP:
 		seq_finish(a, bio);
@@ -305,6 +385,9 @@ settle(struct hast_arena *a, struct hast_bio *bio, int component)
 			seq_flush_done(a, bio);
 		break;
 	default:
+		/* Now, and not when the local component is through: then it may be another connection's. */
+		if (component == HAST_REMOTE && bio->error[HAST_REMOTE] != 0 && s->connected)
+			seq_raise(a, HAST_SEQ_REMOTE_FAILED);
 		seq_mutation_step(a, bio);
 		break;
 	}
@@ -382,6 +465,7 @@ hast_seq_connect(struct hast_arena *a, const uint8_t *map)
 	struct hast_seq *s = seq_of(a);
 
 	s->asked = 0;
+	s->given_up = s->no_turn = s->settling = 0;
 	s->joining = 1;
 	if (map != NULL)
 		seq_map_merge(a, map, 0);
@@ -397,9 +481,10 @@ hast_seq_disconnect(struct hast_arena *a)
 	struct hast_seq *s = seq_of(a);
 
 	s->connected = s->joining = s->degraded_ok = s->asked = s->flush_whole = 0;
+	s->peer_whole = s->turning = s->turn_detach = s->cache_lost = s->sync_begun = s->confirming = 0;
 	seq_sync_stop(a);
 	/* What was to be said of this connection must not be taken for the next one's. */
-	s->events &= ~(uint32_t)(HAST_SEQ_REMOTE_FAILED | HAST_SEQ_CONNECTED);
+	s->events &= ~(uint32_t)(HAST_SEQ_REMOTE_FAILED | HAST_SEQ_CONNECTED | HAST_SEQ_LOCAL_FAILED);
 	hast_ring_init(hast_arena_ring(a, HAST_RING_SEND), a->ring_entries);
 	hast_ring_init(hast_arena_ring(a, HAST_RING_SEND_DONE), a->ring_entries);
 	hast_ring_init(hast_arena_ring(a, HAST_RING_RECV_DONE), a->ring_entries);
@@ -413,6 +498,7 @@ hast_seq_disconnect(struct hast_arena *a)
 		if ((bio->pending & REMOTE) != 0)
 			settle(a, bio, HAST_REMOTE);
 	}
+	seq_durable_lost(a);
 	seq_distrust(a);
 	/* A joining that broke off leaves writes waiting for a map that may be durable already. */
 	seq_map_done(a, 0);
@@ -423,7 +509,7 @@ hast_seq_idle(struct hast_arena *a)
 {
 	struct hast_seq *s = seq_of(a);
 
-	if (!s->connected || s->map_busy)
+	if (!seq_peer_there(a) || s->map_busy)
 		return 0;
 	if (seq_map_clean(a) > 0 && seq_own_flush(a))
 		return 1;

@@ -14,7 +14,9 @@
  * 5 acknowledge: by the replication mode; a flush when all connected components have done it;
  * 6 no stale read: a read that the local component cannot answer goes to the secondary only where that cannot be the
  *   older one, and after all earlier mutations of its range;
- * 7 degraded first: without the secondary no mutation is acknowledged before hast_seq_grant_degraded();
+ * 7 degraded first: without the secondary no mutation, and no flush of what the secondary may not have durably, is
+ *   acknowledged before hast_seq_grant_degraded(); while the local component is out of date (sync_remote), never: then
+ *   the secondary's disk is the truth, and what is acknowledged is durable there (seq_local.c);
  * 9 one owner: a slot is free, or the device's, or in here; `pending` says which components have it, and a
  *   completion from one that has not is refused.
  */
@@ -34,7 +36,9 @@ enum hast_bio_state {
 	HAST_BIO_RUNNING,		/* with the components */
 	HAST_BIO_QUEUED,		/* a flush that waits for the one before it */
 	HAST_BIO_GRANTWAIT,		/* done, but may not be acknowledged without the secondary yet */
-	HAST_BIO_DONE			/* acknowledged and complete; the device still holds it */
+	HAST_BIO_DONE,			/* acknowledged and complete; the device still holds it */
+	HAST_BIO_DURABLEWAIT		/* done, and acknowledged when the secondary has it durably and this node knows that
+					   its own component is out of date, if it is */
 };
 
 enum hast_mode {
@@ -49,6 +53,8 @@ enum hast_mode {
 #define HAST_SEQ_MAP_FAILED 4		/* the activemap could not be written */
 #define HAST_SEQ_SYNC_DONE 16	/* both nodes have the same data, durable */
 #define HAST_SEQ_CONNECTED 8		/* the merged map is durable: requests go to the secondary from now on */
+#define HAST_SEQ_LOCAL_FAILED 32	/* the local component failed and the secondary has everything, durably: store that this
+					   component is out of date, then hast_seq_outdated() or hast_seq_detach() */
 
 struct hast_extent {
 	uint64_t epoch;			/* flush epoch of the last mutation that completed */
@@ -114,6 +120,7 @@ struct hast_seq {
 	uint32_t flushq_head;		/* flushes that it does not cover, as one batch */
 	uint32_t flushq_tail;
 	uint32_t flush_whole;		/* the flush under way still counts for cleaning */
+	uint32_t flush_early;		/* when it was sent the secondary may have lacked something acknowledged */
 	uint64_t epoch;			/* current flush epoch */
 	uint64_t flush_cover;		/* mutations up to this epoch are covered by the flush under way */
 	uint64_t flushed;		/* mutations up to this epoch are durable on both nodes */
@@ -124,7 +131,8 @@ struct hast_seq {
 	uint64_t freed;			/* slots that came back to the free list, ever */
 	uint32_t broken;		/* a ring does not take what it must: the shared memory is damaged */
 	uint32_t sync_on;		/* a resynchronisation runs */
-	uint32_t sync_remote;		/* the secondary has the newer data: marked extents are read there */
+	uint32_t sync_remote;		/* the local component is out of date, and the metadata says so: marked extents are
+					   read on the secondary, which has everything that was acknowledged durably */
 	uint32_t sync_chunks;		/* under way */
 	uint32_t sync_failed;		/* extents that could not be copied in this pass */
 	uint32_t sync_epoch;
@@ -132,8 +140,33 @@ struct hast_seq {
 	uint64_t sync_flush;		/* epoch whose flush ends it; 0 while there is something to copy */
 	uint64_t sync_copied;		/* extents, since it began */
 	uint64_t sync_bytes;		/* read from the source, since it began */
+	uint64_t sync_saved;		/* of these, those that a flush was begun for: an interruption does not take them back */
+	uint64_t sync_save;		/* epoch whose flush makes them durable; 0: none is under way */
+	uint64_t sync_unsaved_ms;	/* time since */
+	uint64_t sync_pause_ms;		/* until the next one: grows from the beginning of a connection on */
 	uint64_t sync_rate;		/* bytes per second at most; 0: no limit */
 	int64_t sync_credit;		/* bytes that may be issued now */
+	/* A local component that fails: seq_local.c. */
+	uint32_t peer_whole;		/* the secondary has every acknowledged write */
+	uint32_t turning;		/* the local component has failed, the secondary is to take its place */
+	uint32_t turn_told;		/* HAST_SEQ_LOCAL_FAILED was raised */
+	uint32_t turn_detach;		/* it cannot be used any more: not a read or write, but a flush or the map has failed */
+	uint32_t no_turn;		/* that was tried on this connection, and could not be stored */
+	uint32_t settling;		/* synchronised from the secondary, hast_seq_current() is awaited */
+	uint32_t given_up;		/* out of date and alone for too long: what needs the secondary fails */
+	uint32_t detached;		/* the local component is not used */
+	uint32_t sync_begun;		/* on this connection */
+	uint32_t sync_number;		/* of synchronisations that were completed: a grant that was asked for before one is void */
+	uint32_t direct;		/* setting: reads and writes of clients go to RING_DIRECT first */
+	uint32_t confirming;		/* out of date: the secondary flushes first, so that nothing is read there that it may lose */
+	uint32_t cache_lost;		/* a flush of the local component has failed, and it is not settled what becomes of that */
+	uint32_t detach_on_error;	/* setting: any failure of the local component ends its use */
+	uint32_t durable_head;
+	uint32_t durable_tail;
+	uint64_t turn_epoch;		/* the secondary has everything when it has flushed this */
+	uint64_t confirm_epoch;
+	uint64_t flushed_remote;	/* mutations up to this epoch are durable on the secondary */
+	uint64_t last_epoch;		/* of the last mutation that completed; 1 for what may have been before this arena */
 	struct hast_sync_extent sync_extent[4];
 	struct hast_seq_stats stats;
 };
@@ -156,11 +189,15 @@ void hast_seq_release(struct hast_arena *a, uint32_t slot);
 /* An entry of component c's completion ring. 0, or -EPROTO when no such slot is out there: the
    shared memory can no longer be trusted and the pipeline has to be taken down. */
 int hast_seq_complete(struct hast_arena *a, int component, uint32_t entry);
+/* An entry of RING_DIRECT that could not be done there: it is the disk stage's. */
+void hast_seq_to_disk(struct hast_arena *a, uint32_t slot);
 /* Takes everything from all completion rings. Number of entries, or -EPROTO. */
 int hast_seq_drain(struct hast_arena *a);
 
 /* localcnt is raised and durable: acknowledgements without the secondary may go out. */
 void hast_seq_grant_degraded(struct hast_arena *a);
+/* It cannot be raised: those who wait for it are told so. The next one asks again. */
+void hast_seq_refuse_degraded(struct hast_arena *a);
 /* The secondary is there; map (mapsize bytes, may be NULL) is its own, to be merged. Durable before the first request
    goes out: writes wait for it as for any map update. */
 void hast_seq_connect(struct hast_arena *a, const uint8_t *map);
@@ -168,6 +205,16 @@ void hast_seq_connect(struct hast_arena *a, const uint8_t *map);
 void hast_seq_sync_start(struct hast_arena *a, int from_remote);
 /* Time has passed: a resynchronisation with a rate gets its share, extents that failed are tried again. */
 void hast_seq_sync_tick(struct hast_arena *a, uint32_t elapsed_ms);
+/* After HAST_SEQ_LOCAL_FAILED: it is stored durably that this component is out of date, where it is marked. */
+void hast_seq_outdated(struct hast_arena *a);
+/* The same, and it is stored that it is so everywhere: from now on the local component is not used. Also at the start. */
+void hast_seq_detach(struct hast_arena *a);
+/* After HAST_SEQ_LOCAL_FAILED: it could not be stored. What has failed is answered so. */
+void hast_seq_local_refused(struct hast_arena *a);
+/* After HAST_SEQ_SYNC_DONE: it is stored that this component is not out of date any more. */
+void hast_seq_current(struct hast_arena *a);
+/* Out of date and without the secondary for too long: whoever waits for it is told, and so is everybody until it is there. */
+void hast_seq_give_up(struct hast_arena *a);
 /* The secondary is gone, and the send and recv stages with it; their rings have been drained. */
 void hast_seq_disconnect(struct hast_arena *a);
 /* A quiet moment: clears extents that may be cleared. 1 when it started some I/O. */

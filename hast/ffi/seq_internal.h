@@ -50,6 +50,8 @@ is_mutation(const struct hast_bio *bio)
 /* ---- seq.c ---- */
 
 void seq_push(struct hast_arena *a, int ring, uint32_t slot);
+/* A client's bio, to the local component. */
+void seq_push_local(struct hast_arena *a, const struct hast_bio *bio);
 void seq_raise(struct hast_arena *a, uint32_t event);
 void seq_list_append(struct hast_arena *a, uint32_t *head, uint32_t *tail, uint32_t slot);
 /* The mutation's extents are durable in the map: to the components. */
@@ -59,6 +61,9 @@ void seq_refuse(struct hast_arena *a, struct hast_bio *bio, int error);
 /* What the client is told; the slot is done when `finish` was called, too. */
 void seq_acknowledge(struct hast_arena *a, struct hast_bio *bio, int result);
 void seq_finish(struct hast_arena *a, struct hast_bio *bio);
+/* A read that the secondary cannot be asked for. */
+void seq_read_here(struct hast_arena *a, struct hast_bio *bio);
+void seq_count_error(struct hast_arena *a, const struct hast_bio *bio);
 
 /* ---- seq_mutation.c ---- */
 
@@ -68,10 +73,24 @@ int seq_remote_readable(struct hast_arena *a, const struct hast_bio *bio);
 void seq_mutation_try_ack(struct hast_arena *a, struct hast_bio *bio);
 /* A component has completed it. */
 void seq_mutation_step(struct hast_arena *a, struct hast_bio *bio);
+/* It is acknowledged without the secondary as soon as that is granted. */
+void seq_grant_wait(struct hast_arena *a, struct hast_bio *bio);
+/* Those who wait for the grant are done once more, with the secondary: only an out-of-date component has what they did. */
+void seq_grant_void(struct hast_arena *a);
+/* A connection begins: what is under way here alone is to be copied. */
+void seq_mark_local(struct hast_arena *a);
+/* Both have everything, durably: those who wait for the grant need it no more. */
+void seq_grant_settled(struct hast_arena *a);
+/* All over: counted out of the map, its range free. */
+void seq_mutation_over(struct hast_arena *a, struct hast_bio *bio, int clean);
 
 /* ---- seq_flush.c ---- */
 
 void seq_flush_submit(struct hast_arena *a, struct hast_bio *bio);
+/* A client's flush that both have done with; local: the component's error, remote_ok: the secondary has done it. */
+void seq_flush_over(struct hast_arena *a, struct hast_bio *bio, int local, int remote_ok);
+/* Flushes that had to wait for the secondary go on. */
+void seq_flush_resume(struct hast_arena *a);
 void seq_flush_done(struct hast_arena *a, struct hast_bio *bio);
 /* A component has failed a flush. */
 void seq_flush_failed(struct hast_arena *a, const struct hast_bio *bio, int component);
@@ -105,18 +124,55 @@ void seq_sync_spoil_all(struct hast_arena *a);
 /* Does the bio touch an extent that may differ between the nodes? */
 int seq_sync_marked(struct hast_arena *a, const struct hast_bio *bio);
 
+/* Is any extent marked? */
+int seq_sync_any(struct hast_arena *a);
+/* Something was marked while nothing is being copied: begins with the next tick. */
+void seq_sync_again(struct hast_arena *a);
+
+/* ---- seq_local.c ---- */
+
+/* 1 when the secondary is connected and has not failed. */
+int seq_peer_there(struct hast_arena *a);
+/* 1 when mutations and reads that need the secondary wait for it (or for the merged map). */
+int seq_held(struct hast_arena *a);
+/* The same for reads, which wait also while it is being decided whose data counts. */
+int seq_read_held(struct hast_arena *a);
+/* 1 when the local component is out of date, and the secondary has not come back in time. */
+int seq_hopeless(struct hast_arena *a);
+/* 1 when a mutation is acknowledged only once the secondary has it durably. */
+int seq_strict(struct hast_arena *a);
+/* The local component has failed. 1: the secondary takes its place, or has done so; the bio is to wait, or may go on. 0: it cannot.
+   detach: it cannot be used any more at all. */
+int seq_turn(struct hast_arena *a, int detach);
+/* Done, and to be acknowledged when the secondary has it durably; or (remote_ok 0) when it is decided who has the truth. */
+void seq_durable_wait(struct hast_arena *a, struct hast_bio *bio, int remote_ok);
+/* Acknowledges those that may be; asks for a flush if one is needed. */
+void seq_durable_go_on(struct hast_arena *a);
+/* The secondary is there: before anything is read there, it is to be durable. */
+void seq_confirm(struct hast_arena *a);
+/* The secondary is lost: none of them is acknowledged because of it any more. */
+void seq_durable_lost(struct hast_arena *a);
+
 /* ---- seq_map.c ---- */
 
 /* The extent has been copied and is not marked in sync any more. */
 void seq_map_copied(struct hast_arena *a, uint64_t extent);
 
 void seq_map_init(struct hast_arena *a);
-/* Counts the mutation in on its extents. 1: they are all dirty on disk, 0: it has to wait for a map update. */
-int seq_map_enter(struct hast_arena *a, const struct hast_bio *bio);
+/* Counts the mutation in on its extents, which become dirty. */
+void seq_map_enter(struct hast_arena *a, const struct hast_bio *bio);
+/* Are its extents dirty on disk, or need not be? */
+int seq_map_durable(struct hast_arena *a, const struct hast_bio *bio);
 /* Counts it out. clean: it has completed on both nodes, or never started. */
 void seq_map_leave(struct hast_arena *a, const struct hast_bio *bio, int clean);
+/* All extents are marked, and need no map any more. */
+void seq_map_detach(struct hast_arena *a);
 /* The mutation's extents may differ between the nodes from now on. */
 void seq_map_suspect_bio(struct hast_arena *a, const struct hast_bio *bio);
+/* The same for a read that has failed here: its extents need not be dirty yet. */
+void seq_map_suspect_read(struct hast_arena *a, const struct hast_bio *bio);
+/* Does the map on disk say that the extent is dirty? */
+int seq_map_ondisk(struct hast_arena *a, uint64_t extent);
 /* So may all extents with completed mutations that the nodes have not both flushed since. */
 void seq_map_suspect(struct hast_arena *a);
 /* Puts the mutation into the list of those who wait for the map, and starts an update if none is under way. */
@@ -128,5 +184,7 @@ void seq_map_merge(struct hast_arena *a, const uint8_t *map, int ondisk);
 /* Clears what may be cleared. Number of extents that only a flush keeps from being cleared. */
 uint64_t seq_map_clean(struct hast_arena *a);
 void seq_map_start(struct hast_arena *a);
+/* Those who waited for the map or the secondary go, as far as they may. */
+void seq_map_wake(struct hast_arena *a);
 
 #endif

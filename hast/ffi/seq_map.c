@@ -119,18 +119,20 @@ seq_map_init(struct hast_arena *a)
 
 /* ---- mutations come and go ---- */
 
-static int
-durable(struct hast_arena *a, const struct hast_bio *bio)
+int
+seq_map_durable(struct hast_arena *a, const struct hast_bio *bio)
 {
 	const uint8_t *ondisk = ondisk_of(a);
 
+	if (seq_of(a)->detached)
+		return 1;
 	for (uint64_t n = first_extent(a, bio); n <= last_extent(a, bio); n++)
 		if (!bit_test(ondisk, n))
 			return 0;
 	return 1;
 }
 
-int
+void
 seq_map_enter(struct hast_arena *a, const struct hast_bio *bio)
 {
 	struct hast_seq *s = seq_of(a);
@@ -149,7 +151,6 @@ seq_map_enter(struct hast_arena *a, const struct hast_bio *bio)
 			mark_changed(a, n);
 		}
 	}
-	return durable(a, bio);
 }
 
 void
@@ -162,7 +163,7 @@ seq_map_leave(struct hast_arena *a, const struct hast_bio *bio, int clean)
 		struct hast_extent *e = extent_of(a, n);
 
 		if (bio->used != 0)
-			e->epoch = s->epoch;
+			e->epoch = s->last_epoch = s->epoch;
 		e->inflight--;
 		if (!clean) {
 			sync[n >> 3] |= (uint8_t)(1u << (n & 7));
@@ -171,6 +172,8 @@ seq_map_leave(struct hast_arena *a, const struct hast_bio *bio, int clean)
 		if (e->inflight == 0 && !bit_test(sync, n))
 			s->ndirty--;
 	}
+	if (!clean)
+		seq_sync_again(a);
 }
 
 static void
@@ -188,8 +191,40 @@ mark_sync(struct hast_arena *a, uint64_t n)
 void
 seq_map_suspect_bio(struct hast_arena *a, const struct hast_bio *bio)
 {
-	for (uint64_t n = first_extent(a, bio); n <= last_extent(a, bio); n++)
+	for (uint64_t n = first_extent(a, bio); n <= last_extent(a, bio); n++) {
 		mark_sync(a, n);
+		seq_sync_spoil(a, n);
+	}
+}
+
+void
+seq_map_suspect_read(struct hast_arena *a, const struct hast_bio *bio)
+{
+	uint8_t *dirty = dirty_of(a);
+
+	for (uint64_t n = first_extent(a, bio); n <= last_extent(a, bio); n++) {
+		if (!bit_test(dirty, n)) {
+			dirty[n >> 3] |= (uint8_t)(1u << (n & 7));
+			mark_changed(a, n);
+		}
+	}
+	seq_map_suspect_bio(a, bio);
+	seq_map_start(a);
+}
+
+int
+seq_map_ondisk(struct hast_arena *a, uint64_t extent)
+{
+	return bit_test(ondisk_of(a), extent);
+}
+
+void
+seq_map_detach(struct hast_arena *a)
+{
+	for (uint64_t n = 0; n < a->nextents; n++) {
+		dirty_of(a)[n >> 3] |= (uint8_t)(1u << (n & 7));
+		mark_sync(a, n);
+	}
 }
 
 void
@@ -239,11 +274,10 @@ seq_map_merge(struct hast_arena *a, const uint8_t *map, int ondisk)
 			continue;
 		if (ondisk)
 			ondisk_of(a)[n >> 3] |= bit;
-		if (!bit_test(dirty_of(a), n)) {
-			dirty_of(a)[n >> 3] |= bit;
-			if (!ondisk)
-				mark_changed(a, n);
-		}
+		/* Without metaflush one that is there already may not be durable. */
+		if (!ondisk && (!bit_test(dirty_of(a), n) || !seq_of(a)->metaflush))
+			mark_changed(a, n);
+		dirty_of(a)[n >> 3] |= bit;
 		mark_sync(a, n);
 	}
 }
@@ -310,7 +344,7 @@ seq_map_start(struct hast_arena *a)
 	uint8_t *slab = hast_arena_slab(a, map_slot(a));
 	uint8_t *ondisk = ondisk_of(a);
 
-	if (s->map_busy || !s->map_dirty)
+	if (s->map_busy || !s->map_dirty || s->detached || s->turn_detach)
 		return;
 	/* As the map is written anyway, cold extents go with it at no cost; too many that only lack a flush get one. */
 	if (seq_map_clean(a) > a->geo.keepdirty)
@@ -326,7 +360,8 @@ seq_map_start(struct hast_arena *a)
 	for (uint64_t i = 0; i < bio->length; i++)
 		ondisk[bio->offset + i] &= slab[i];
 	bio->cmd = HAST_CMD_MAP;
-	bio->flags = s->metaflush ? HAST_BIO_DURABLE : 0;
+	/* The secondary clears its own map as soon as it knows that this one has been merged with it. */
+	bio->flags = s->metaflush || s->joining ? HAST_BIO_DURABLE : 0;
 	bio->state = HAST_BIO_RUNNING;
 	bio->pending = bio->used = 1u << HAST_LOCAL;
 	bio->error[HAST_LOCAL] = 0;
@@ -355,46 +390,76 @@ needed(struct hast_arena *a, const struct hast_bio *bio, uint64_t offset, uint64
 	return 0;
 }
 
-/* Those who waited go, or are refused when the update that they needed has failed. */
-static void
+/* Those who waited go, or are refused when the update that they needed has failed, or when there is no hope. 1 when one of those who
+   go on waiting needs a map update. */
+static int
 wake_waiters(struct hast_arena *a, int error, uint64_t offset, uint64_t length)
 {
 	struct hast_seq *s = seq_of(a);
 	uint32_t slot = s->mapwait_head;
 	uint32_t refused = HAST_NONE, tail = HAST_NONE;
 	uint32_t reads = HAST_NONE, last_read = HAST_NONE;
+	int hopeless = seq_hopeless(a), need = 0;
 
 	s->mapwait_head = HAST_NONE;
 	while (slot != HAST_NONE) {
 		struct hast_bio *bio = bio_of(a, slot);
 
 		slot = bio->next;
-		if (bio->cmd == HAST_CMD_READ)
+		if (bio->cmd == HAST_CMD_READ) {
 			seq_list_append(a, &reads, &last_read, bio->slot);
-		else if (!s->joining && durable(a, bio))
-			seq_launch(a, bio);
-		else if (error != 0 && needed(a, bio, offset, length))
+		} else if (hopeless || (error != 0 && needed(a, bio, offset, length))) {
 			seq_list_append(a, &refused, &tail, bio->slot);
-		else
+		} else if (!seq_map_durable(a, bio)) {
+			need = 1;
 			seq_list_append(a, &s->mapwait_head, &s->mapwait_tail, bio->slot);
+		} else if (seq_held(a)) {
+			seq_list_append(a, &s->mapwait_head, &s->mapwait_tail, bio->slot);
+		} else {
+			seq_launch(a, bio);
+		}
 	}
 	/* Only now, because this may start the next update, which overwrites the slab. */
 	while (refused != HAST_NONE) {
 		struct hast_bio *bio = bio_of(a, refused);
 
 		refused = bio->next;
-		seq_refuse(a, bio, error);
+		seq_refuse(a, bio, hopeless ? EIO : error);
 	}
 	/* Reads of what only the secondary has wait for the connection, not for the map. */
 	while (reads != HAST_NONE) {
 		struct hast_bio *bio = bio_of(a, reads);
 
 		reads = bio->next;
-		if (s->joining)
+		if (seq_read_held(a))
 			seq_list_append(a, &s->mapwait_head, &s->mapwait_tail, bio->slot);
 		else
 			seq_read_remote(a, bio);
 	}
+	return need;
+}
+
+void
+seq_map_wake(struct hast_arena *a)
+{
+	if (wake_waiters(a, 0, 0, 0))
+		seq_map_start(a);
+}
+
+/* The update has failed. What to tell those who needed it: 0: nothing, the secondary takes this component's place. */
+static int
+map_failed(struct hast_arena *a, int error, uint64_t offset, uint64_t length)
+{
+	struct hast_seq *s = seq_of(a);
+
+	memset(changed_of(a) + offset / HAST_MAP_BLOCK, 1, (length + HAST_MAP_BLOCK - 1) / HAST_MAP_BLOCK);
+	s->map_dirty = 1;
+	s->stats.map_error++;
+	if (seq_turn(a, 1))
+		return 0;
+	s->joining = 0;
+	seq_raise(a, HAST_SEQ_MAP_FAILED);
+	return error;
 }
 
 void
@@ -411,12 +476,7 @@ seq_map_done(struct hast_arena *a, int error)
 			memcpy(ondisk_of(a) + offset, hast_arena_slab(a, bio->slot), length);
 			s->asked &= ~(uint32_t)HAST_SEQ_MAP_FAILED;
 		} else {
-			memset(changed_of(a) + offset / HAST_MAP_BLOCK, 1,
-			    (length + HAST_MAP_BLOCK - 1) / HAST_MAP_BLOCK);
-			s->map_dirty = 1;
-			s->stats.map_error++;
-			s->joining = 0;
-			seq_raise(a, HAST_SEQ_MAP_FAILED);
+			error = map_failed(a, error, offset, length);
 		}
 	}
 	if (error == 0 && s->joining) {
@@ -426,9 +486,13 @@ seq_map_done(struct hast_arena *a, int error)
 			s->connected = 1;
 			s->degraded_ok = 0;
 			s->events |= HAST_SEQ_CONNECTED;
+			seq_mark_local(a);
+			seq_confirm(a);
 		}
 	}
-	wake_waiters(a, error, offset, length);
-	if (s->mapwait_head != HAST_NONE)
+	if (wake_waiters(a, error, offset, length))
 		seq_map_start(a);
+	seq_flush_resume(a);
+	if (s->turning)
+		seq_durable_go_on(a);
 }

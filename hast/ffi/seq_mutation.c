@@ -21,14 +21,16 @@ seq_launch(struct hast_arena *a, struct hast_bio *bio)
 	struct hast_seq *s = seq_of(a);
 
 	bio->state = HAST_BIO_RUNNING;
-	bio->pending = LOCAL;
+	bio->pending = s->detached ? 0 : LOCAL;
 	if (s->connected) {
 		if (bio->cmd == HAST_CMD_WRITE && s->mode == HAST_MODE_MEMSYNC)
 			bio->flags |= HAST_BIO_MEMSYNC;
 		seq_push_remote(a, bio);
 	}
 	bio->used = bio->pending;
-	seq_push(a, HAST_RING_DISK, bio->slot);
+	s->last_epoch = s->epoch;
+	if (!s->detached)
+		seq_push_local(a, bio);
 }
 
 /* May the secondary be asked for this range? Where it may be the older one, or has just failed to write, never. */
@@ -39,7 +41,7 @@ seq_remote_readable(struct hast_arena *a, const struct hast_bio *bio)
 
 	if (!s->connected || (s->asked & HAST_SEQ_REMOTE_FAILED) != 0)
 		return 0;
-	return s->sync_remote || !seq_sync_marked(a, bio);
+	return s->sync_remote || s->turning || s->peer_whole || !seq_sync_marked(a, bio);
 }
 
 /* A read that the local component cannot answer. It holds the range lock, so that it sees all writes before it, also
@@ -48,14 +50,24 @@ void
 seq_read_remote(struct hast_arena *a, struct hast_bio *bio)
 {
 	if (!seq_remote_readable(a, bio)) {
-		seq_acknowledge(a, bio, bio->error[HAST_LOCAL] != 0 ? bio->error[HAST_LOCAL] : EIO);
-		seq_unlock(a, bio);
-		seq_finish(a, bio);
+		seq_read_here(a, bio);
 		return;
 	}
 	bio->state = HAST_BIO_RUNNING;
 	bio->used |= REMOTE;
 	seq_push_remote(a, bio);
+}
+
+/* To the components, as soon as nothing is in the way. */
+static void
+start(struct hast_arena *a, struct hast_bio *bio)
+{
+	if (seq_hopeless(a))
+		seq_refuse(a, bio, EIO);
+	else if (!seq_held(a) && seq_map_durable(a, bio))
+		seq_launch(a, bio);
+	else
+		seq_map_wait(a, bio);
 }
 
 /* No earlier overlapping mutation is left: mark its extents, and go as soon as they are marked on disk. */
@@ -64,14 +76,14 @@ activate(struct hast_arena *a, struct hast_bio *bio)
 {
 	if ((bio->flags & HAST_BIO_SYNC) != 0)
 		seq_sync_start_chunk(a, bio);
-	else if (bio->cmd == HAST_CMD_READ && seq_of(a)->joining)
+	else if (bio->cmd == HAST_CMD_READ && seq_read_held(a))
 		seq_map_wait(a, bio);
 	else if (bio->cmd == HAST_CMD_READ)
 		seq_read_remote(a, bio);
-	else if (seq_map_enter(a, bio) && !seq_of(a)->joining)
-		seq_launch(a, bio);
-	else
-		seq_map_wait(a, bio);
+	else {
+		seq_map_enter(a, bio);
+		start(a, bio);
+	}
 }
 
 void
@@ -120,8 +132,15 @@ seq_unlock(struct hast_arena *a, const struct hast_bio *bio)
 void
 seq_refuse(struct hast_arena *a, struct hast_bio *bio, int error)
 {
-	seq_map_leave(a, bio, 1);
+	seq_count_error(a, bio);
 	seq_acknowledge(a, bio, error);
+	seq_mutation_over(a, bio, 1);
+}
+
+void
+seq_mutation_over(struct hast_arena *a, struct hast_bio *bio, int clean)
+{
+	seq_map_leave(a, bio, clean);
 	seq_unlock(a, bio);
 	seq_finish(a, bio);
 }
@@ -139,67 +158,188 @@ remote_verdict(const struct hast_seq *s, const struct hast_bio *bio)
 	return -1;
 }
 
-/* The ack rule, invariants 5 and 7. */
+void
+seq_grant_wait(struct hast_arena *a, struct hast_bio *bio)
+{
+	struct hast_seq *s = seq_of(a);
+
+	bio->state = HAST_BIO_GRANTWAIT;
+	seq_list_append(a, &s->grant_head, &s->grant_tail, bio->slot);
+}
+
+/* The ack rule, invariants 5 and 7, for one that the local component has done. */
+static void
+acknowledge_by_mode(struct hast_arena *a, struct hast_bio *bio)
+{
+	const struct hast_seq *s = seq_of(a);
+	int verdict = remote_verdict(s, bio);
+
+	if (verdict == 0 && !s->degraded_ok)
+		seq_grant_wait(a, bio);
+	else if (verdict >= 0)
+		seq_acknowledge(a, bio, 0);
+}
+
+/* What fails here, or is to be durable there, is decided when both have done with it. */
 void
 seq_mutation_try_ack(struct hast_arena *a, struct hast_bio *bio)
 {
-	struct hast_seq *s = seq_of(a);
-	int verdict = remote_verdict(s, bio);
+	if (bio->answered || bio->state == HAST_BIO_GRANTWAIT || (bio->pending & LOCAL) != 0 ||
+	    bio->error[HAST_LOCAL] != 0 || seq_strict(a))
+		return;
+	acknowledge_by_mode(a, bio);
+}
 
-	if (bio->answered || bio->state == HAST_BIO_GRANTWAIT || (bio->pending & LOCAL) != 0)
-		return;
-	if (bio->error[HAST_LOCAL] != 0) {
-		/* Answered when the other side is settled too, so that a retry finds nothing under way. */
-		if (bio->pending == 0)
-			seq_acknowledge(a, bio, bio->error[HAST_LOCAL]);
-		return;
+/* The secondary does not have it, and it may not be acknowledged without: once more, when it is back. Nobody else gets its range
+   meanwhile. */
+static void
+launch_again(struct hast_arena *a, struct hast_bio *bio)
+{
+	struct hast_seq *s = seq_of(a);
+
+	seq_map_suspect_bio(a, bio);
+	bio->seq = ++s->seq << 16 | bio->slot;
+	bio->error[HAST_LOCAL] = bio->error[HAST_REMOTE] = 0;
+	bio->used = bio->received = 0;
+	bio->flags &= (uint8_t)~HAST_BIO_MEMSYNC;
+	start(a, bio);
+}
+
+/* Both have done with it, and nobody was told. 1: it waits for something now. */
+static int
+waits(struct hast_arena *a, struct hast_bio *bio, int remote_ok)
+{
+	const struct hast_seq *s = seq_of(a);
+
+	if (s->sync_remote && !remote_ok) {
+		launch_again(a, bio);
+		return 1;
 	}
-	if (verdict < 0)
-		return;
-	if (verdict == 0 && !s->degraded_ok) {
-		bio->state = HAST_BIO_GRANTWAIT;
-		seq_list_append(a, &s->grant_head, &s->grant_tail, bio->slot);
-		return;
+	/* Whether the secondary will be the one that counts is being decided: it does not have this. */
+	if (s->turning && !remote_ok) {
+		seq_durable_wait(a, bio, 0);
+		return 1;
 	}
-	seq_acknowledge(a, bio, 0);
+	/* Answered with the local error when the other side is settled too, so that a retry finds nothing under way. */
+	if (bio->error[HAST_LOCAL] != 0 && !(remote_ok && seq_turn(a, 0))) {
+		seq_acknowledge(a, bio, bio->error[HAST_LOCAL]);
+		return 0;
+	}
+	if (seq_strict(a) && remote_ok) {
+		/* Marked now: nobody may find the nodes equal while it waits. */
+		if (bio->error[HAST_LOCAL] != 0)
+			seq_map_suspect_bio(a, bio);
+		seq_durable_wait(a, bio, 1);
+		return 1;
+	}
+	acknowledge_by_mode(a, bio);
+	return 0;
 }
 
 void
 seq_mutation_step(struct hast_arena *a, struct hast_bio *bio)
 {
 	struct hast_seq *s = seq_of(a);
+	int remote_ok;
 
 	seq_mutation_try_ack(a, bio);
 	if (bio->pending != 0)
 		return;
-
-	int remote_ok = (bio->used & REMOTE) != 0 && bio->error[HAST_REMOTE] == 0;
-
+	remote_ok = (bio->used & REMOTE) != 0 && bio->error[HAST_REMOTE] == 0;
+	/* A flush that begins from now on covers it. */
+	bio->durable_epoch = s->epoch;
+	if (!bio->answered && bio->state != HAST_BIO_GRANTWAIT && waits(a, bio, remote_ok))
+		return;
 	if (!remote_ok && !s->degraded_ok)
 		seq_raise(a, HAST_SEQ_NEED_DEGRADED);
-	if (s->connected && bio->error[HAST_REMOTE] != 0)
-		seq_raise(a, HAST_SEQ_REMOTE_FAILED);
+	if (!remote_ok)
+		s->peer_whole = 0;
 	seq_map_leave(a, bio, remote_ok && bio->error[HAST_LOCAL] == 0);
 	seq_unlock(a, bio);
 	if (bio->state != HAST_BIO_GRANTWAIT)
 		seq_finish(a, bio);
 }
 
+/* What is under way here alone when the secondary comes is part of the synchronisation that makes it complete, and not something
+   that is copied to a complete one later: then it would have newer data without older. */
 void
-hast_seq_grant_degraded(struct hast_arena *a)
+seq_mark_local(struct hast_arena *a)
+{
+	const uint32_t *active = active_of(a);
+
+	for (uint32_t i = 0; i < seq_of(a)->nactive; i++) {
+		const struct hast_bio *bio = bio_of(a, active[i]);
+
+		if (is_mutation(bio) && bio->state == HAST_BIO_RUNNING && (bio->used & REMOTE) == 0)
+			seq_map_suspect_bio(a, bio);
+	}
+}
+
+static void
+answer_granted(struct hast_arena *a, int error)
 {
 	struct hast_seq *s = seq_of(a);
 	uint32_t slot = s->grant_head;
 
-	/* While connected it is for those who wait now: a resynchronisation may make localcnt equal again at any time. */
-	s->degraded_ok = !s->connected;
 	s->asked &= ~(uint32_t)HAST_SEQ_NEED_DEGRADED;
 	s->grant_head = HAST_NONE;
 	while (slot != HAST_NONE) {
 		struct hast_bio *bio = bio_of(a, slot);
 
 		slot = bio->next;
-		seq_acknowledge(a, bio, bio->error[HAST_LOCAL]);
+		seq_acknowledge(a, bio, error != 0 ? error : bio->error[HAST_LOCAL]);
 		seq_finish(a, bio);
 	}
+}
+
+void
+seq_grant_settled(struct hast_arena *a)
+{
+	/* What was asked for before this is void: the counters are in step now. */
+	seq_of(a)->sync_number++;
+	seq_of(a)->events &= ~(uint32_t)HAST_SEQ_NEED_DEGRADED;
+	answer_granted(a, 0);
+}
+
+/* The component that alone has it is out of date from now on: a mutation is done once more, with the secondary, and a flush as well.
+   A grant that is on its way is void. */
+void
+seq_grant_void(struct hast_arena *a)
+{
+	struct hast_seq *s = seq_of(a);
+	uint32_t slot = s->grant_head;
+
+	s->sync_number++;
+	s->events &= ~(uint32_t)HAST_SEQ_NEED_DEGRADED;
+	s->asked &= ~(uint32_t)HAST_SEQ_NEED_DEGRADED;
+	s->grant_head = HAST_NONE;
+	while (slot != HAST_NONE) {
+		struct hast_bio *bio = bio_of(a, slot);
+
+		slot = bio->next;
+		bio->seq = ++s->seq << 16 | bio->slot;
+		bio->error[HAST_LOCAL] = bio->error[HAST_REMOTE] = 0;
+		bio->used = bio->received = 0;
+		bio->flags &= (uint8_t)~HAST_BIO_MEMSYNC;
+		if (is_mutation(bio))
+			seq_lock(a, bio);
+		else
+			seq_flush_submit(a, bio);
+	}
+}
+
+void
+hast_seq_refuse_degraded(struct hast_arena *a)
+{
+	answer_granted(a, EIO);
+}
+
+void
+hast_seq_grant_degraded(struct hast_arena *a)
+{
+	struct hast_seq *s = seq_of(a);
+
+	/* While connected it is for those who wait now: a resynchronisation may make localcnt equal again at any time. */
+	s->degraded_ok = !s->connected;
+	answer_granted(a, 0);
 }

@@ -8,6 +8,8 @@
  * - an extent leaves `sync` when all its chunks were copied since it was chosen and nothing failed on it meanwhile; its dirty
  *   bit stays until both nodes have completed a flush (2 clean after durable);
  * - HAST_SEQ_SYNC_DONE is raised when `sync` is empty and both nodes have completed a flush after the last copy;
+ * - an interruption, of whatever kind, takes back no more than about a second of copying: that often both nodes flush what was
+ *   copied, and the map on disk is cleared of it;
  * - no more than a few chunks are under way while clients have requests in here.
  */
 #include <errno.h>
@@ -17,6 +19,9 @@
 #include "seq_internal.h"
 
 #define BESIDE_CLIENTS 4u	/* chunks under way while clients want the disks and the link as well */
+/* Between two flushes of what was copied: few, but where connections last for moments only, it has to get on as well. */
+#define FIRST_SAVE_MS 100u
+#define SAVE_MS 1000u
 
 static uint8_t *
 sync_of(struct hast_arena *a)
@@ -184,6 +189,10 @@ seq_sync_chunk_done(struct hast_arena *a, struct hast_bio *bio, int component)
 
 	if (error != 0 && component == HAST_REMOTE && s->connected)
 		seq_raise(a, HAST_SEQ_REMOTE_FAILED);
+	if (error != 0 && component == HAST_LOCAL)
+		(void)seq_turn(a, 0);
+	if (error == 0 && bio->cmd == HAST_CMD_READ && !seq_peer_there(a))
+		error = EIO;	/* it has failed a flush, perhaps, and lost this; or it gets nothing any more */
 	if (error == 0 && bio->cmd == HAST_CMD_READ && is_current(a, bio)) {
 		s->sync_bytes += bio->length;
 		chunk_push(a, bio, component == HAST_LOCAL ? HAST_REMOTE : HAST_LOCAL, HAST_CMD_WRITE);
@@ -241,6 +250,10 @@ choose_place(struct hast_arena *a)
 	s->sync_cursor = extent < a->nextents ? extent + 1 : extent;
 	if (extent == a->nextents)
 		return HAST_SYNC_EXTENTS;
+	if (!seq_map_ondisk(a, extent)) {
+		s->sync_failed++;	/* after the next tick: its bit is on the way to the disk */
+		return HAST_SYNC_EXTENTS;
+	}
 
 	struct hast_sync_extent *e = &s->sync_extent[unused];
 
@@ -286,7 +299,8 @@ seq_sync_pump(struct hast_arena *a)
 	int clients = s->inuse > s->sync_chunks;
 	uint32_t window = clients ? BESIDE_CLIENTS : a->geo.nsync;
 
-	if (!s->sync_on || !s->connected)
+	/* A secondary that has failed something is going to be lost, and no target of a synchronisation that it knows of. */
+	if (!s->sync_on || !seq_peer_there(a))
 		return;
 	while (s->sync_chunks < window && s->sync_free_head != HAST_NONE &&
 	    (s->sync_rate == 0 || s->sync_credit > 0)) {
@@ -300,12 +314,49 @@ seq_sync_pump(struct hast_arena *a)
 	}
 }
 
+/* So that an interruption does not cost all that was copied: both flush it, then it is cleared in the map. */
+static void
+save(struct hast_arena *a, uint32_t elapsed_ms)
+{
+	struct hast_seq *s = seq_of(a);
+
+	s->sync_unsaved_ms += elapsed_ms;
+	if (s->sync_unsaved_ms < s->sync_pause_ms || s->sync_save != 0 || s->sync_saved == s->sync_copied)
+		return;
+	s->sync_unsaved_ms = 0;
+	s->sync_pause_ms = s->sync_pause_ms < SAVE_MS / 2 ? s->sync_pause_ms * 2 : SAVE_MS;
+	s->sync_saved = s->sync_copied;
+	s->sync_save = s->epoch;
+	(void)seq_own_flush(a);
+}
+
+static void
+saved(struct hast_arena *a, int failed)
+{
+	struct hast_seq *s = seq_of(a);
+
+	if (s->sync_save == 0)
+		return;
+	if (!failed && s->flushed < s->sync_save) {
+		(void)seq_own_flush(a);		/* the one before it, which may have passed a copy */
+		return;
+	}
+	s->sync_save = 0;
+	if (failed)
+		return;
+	(void)seq_map_clean(a);
+	seq_map_start(a);
+}
+
 void
 seq_sync_flushed(struct hast_arena *a, int failed)
 {
 	struct hast_seq *s = seq_of(a);
 
-	if (!s->sync_on || s->sync_flush == 0)
+	if (!s->sync_on)
+		return;
+	saved(a, failed);
+	if (s->sync_flush == 0)
 		return;
 	if (failed) {
 		/* The next tick tries again: at once it might go on like this as fast as the disk can fail. */
@@ -319,7 +370,9 @@ seq_sync_flushed(struct hast_arena *a, int failed)
 		seq_sync_pump(a);
 	} else if (s->flushed >= s->sync_flush) {
 		s->sync_on = 0;
-		s->sync_remote = 0;
+		s->peer_whole = 1;
+		s->settling = s->sync_remote;
+		seq_grant_settled(a);
 		s->events |= HAST_SEQ_SYNC_DONE;
 	} else {
 		(void)seq_own_flush(a);
@@ -331,14 +384,19 @@ hast_seq_sync_start(struct hast_arena *a, int from_remote)
 {
 	struct hast_seq *s = seq_of(a);
 
+	s->sync_begun = 1;
+	/* The local component is failing at this moment: it is decided soon what is to be copied, and whither. */
+	if (s->turning)
+		return;
 	memset(s->sync_extent, 0, sizeof(s->sync_extent));
-	s->sync_on = 1;
 	s->sync_remote = from_remote != 0;
+	s->sync_on = !s->detached;
 	s->sync_cursor = 0;
 	s->sync_flush = 0;
 	s->sync_failed = 0;
-	s->sync_copied = 0;
+	s->sync_copied = s->sync_saved = s->sync_save = s->sync_unsaved_ms = 0;
 	s->sync_bytes = 0;
+	s->sync_pause_ms = FIRST_SAVE_MS;
 	seq_sync_pump(a);
 }
 
@@ -349,7 +407,32 @@ seq_sync_stop(struct hast_arena *a)
 	struct hast_seq *s = seq_of(a);
 
 	s->sync_on = 0;
+	s->sync_save = 0;
 	memset(s->sync_extent, 0, sizeof(s->sync_extent));
+}
+
+int
+seq_sync_any(struct hast_arena *a)
+{
+	const uint8_t *sync = sync_of(a);
+
+	for (uint64_t n = 0; n < (a->nextents + 7) / 8; n++)
+		if (sync[n] != 0)
+			return 1;
+	return 0;
+}
+
+void
+seq_sync_again(struct hast_arena *a)
+{
+	struct hast_seq *s = seq_of(a);
+
+	if (!s->sync_begun || !s->connected || s->sync_on || s->turning || s->detached || find_marked(a, 0) == a->nextents)
+		return;
+	s->sync_on = 1;
+	s->sync_cursor = 0;
+	s->sync_flush = 0;
+	s->sync_failed = 1;	/* not at once: whatever has failed may go on failing */
 }
 
 void
@@ -370,5 +453,6 @@ hast_seq_sync_tick(struct hast_arena *a, uint32_t elapsed_ms)
 		if (s->sync_credit > most)
 			s->sync_credit = most;
 	}
+	save(a, elapsed_ms);
 	seq_sync_pump(a);
 }

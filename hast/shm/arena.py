@@ -4,7 +4,7 @@ Invariants:
 - The object under /dev/shm is unlinked before it is sized: stages inherit the mapping by fork, anybody else gets
   the descriptor, so no crash of anybody leaves a name behind (but for the two system calls between).
 - All but the slabs is backed by memory before it is used: /dev/shm being full is an error here, and not a SIGBUS
-  later. Slabs take memory when they are first used.
+  later. Slabs take memory when they are first used, the logs of traces when tracing begins.
 - Layout is the C side's: no offset is computed here, and memory that somebody else made is used only after
   hast_arena_check() has found in it exactly the layout that its geometry has in this build.
 - Memoryviews keep the mapping alive; pointers (c, seq, bio(), bell(), ring(), ...) are good until close() only.
@@ -87,7 +87,7 @@ class Arena:
             fd = _new_object()
             os.ftruncate(fd, size)
             slabs = (geometry.nclient + geometry.nsync + 2) * geometry.slab_size
-            os.posix_fallocate(fd, 0, size - slabs)
+            os.posix_fallocate(fd, 0, size - slabs - int(lib.hast_trace_size()))
             memory = mmap.mmap(fd, size)
         except (OSError, MemoryError, OverflowError, posix_ipc.Error) as error:
             if fd >= 0:
@@ -189,6 +189,22 @@ class Arena:
     def ring_used(self, ring: int) -> int:
         """Entries in a ring (enum hast_ring_id) at this moment. Raises IndexError."""
         return int(lib.hast_ring_used(self.ring(ring)))
+
+    def trace(self, on: bool) -> None:
+        """Lets all stages note where their bios are (hast/ffi/trace.h), or no more; at any time, from any process.
+
+        Raises SystemCallError when there is no memory for it."""
+        if on:
+            try:
+                os.posix_fallocate(self.fd, int(self._arena.trace_off), int(lib.hast_trace_size()))
+            except OSError as error:
+                raise SystemCallError(f"no memory for a trace: {error.strerror}") from error
+        lib.hast_trace_switch(self._arena, on)
+
+    def trace_log(self, stage: int) -> bytes:
+        """What a stage has noted, as struct hast_trace_log. Raises IndexError."""
+        log = lib.hast_arena_trace(self._arena, _index(stage, lib.HAST_STAGES, "stage"))
+        return bytes(ffi.buffer(log, ffi.sizeof("struct hast_trace_log")))
 
     def load_map(self, activemap: bytes) -> None:
         """Takes the activemap as read from disk, mapsize bytes; before any I/O. Raises DataError when it is not that

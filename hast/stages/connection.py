@@ -1,4 +1,4 @@
-"""What the stages of the connection, send and recv, have in common: their options in C, and what they tell the worker.
+"""What the stages of the connection, send and recv, have in common: they run a pump and tell the worker what comes.
 
 Invariant: a connection is reported lost once, with a reason; the stage goes on until the worker stops it.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from hast.errors import ProtocolError, SystemCallError
@@ -64,6 +66,55 @@ def checked(context: StageContext, pump: Any) -> Any:
             f"{context.resource}: cannot set up the {STAGE_NAMES[context.stage]} stage: {os.strerror(ffi.errno)}"
         )
     return pump
+
+
+@dataclass(frozen=True)
+class Pump:
+    """The functions of one pump in C; `new` makes the context that all others take."""
+
+    new: Callable[..., Any]
+    run: Callable[[Any], int]
+    finish: Callable[[Any], None]
+    error: Callable[[Any], int]
+    why: Callable[[Any], Any]
+    free: Callable[[Any], None]
+
+
+def serve(context: StageContext, pump: Pump, prepare: Callable[[Any], None] | None = None) -> int:
+    """Run the pump, once prepared, until told to stop or until it cannot go on; the exit code.
+
+    Raises SystemCallError, ProtocolError.
+    """
+    state = checked(context, pump.new(context.arena.c, options(context)))
+    try:
+        if prepare is not None:
+            prepare(state)
+        context.control.send({"event": "up"})
+        code = None
+        while code is None:
+            code = _turn(context, pump, state)
+        return code
+    finally:
+        pump.free(state)
+
+
+def _turn(context: StageContext, pump: Pump, state: Any) -> int | None:
+    """Run the pump once. The stage's exit code when it is to end, else None."""
+    result = pump.run(state)
+    if result == lib.HAST_PUMP_CONTROL:
+        stop = told_to_stop(context)
+        if stop:
+            pump.finish(state)
+        return os.EX_OK if stop is None else None
+    if result == lib.HAST_PUMP_EVENT:
+        context.control.send({"event": "first"})
+        return None
+    if result == lib.HAST_PUMP_LOST:
+        tell_lost(context, pump.error(state), pump.why(state))
+        return None
+    if result == lib.HAST_PUMP_QUIET:
+        return os.EX_OK
+    return cannot_go_on(context, result)
 
 
 def tell_lost(context: StageContext, errno: int, why: Any) -> None:

@@ -8,6 +8,7 @@ Invariants:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from hast.channel import Channel
 from hast.shm.arena import Arena
@@ -19,12 +20,18 @@ STAGE_NAMES = ("ggate", "disk", "send", "recv", "sync")
 
 @dataclass(frozen=True)
 class DiskSettings:
-    """How the disk stage does its I/O. engine: "inline", "uring" or "threads"; align in bytes; fd: the component."""
+    """How the disk stage does its I/O. engine: "inline", "uring" or "threads"; align in bytes; fd: the component;
+    direct: it bypasses the page cache;
+    sync_error: the errno of a flush of the component that has failed before, or 0; note: the file that is to say
+    so when one fails (hast/boot.py)."""
 
     fd: int
     engine: str
     align: int
     depth: int = 256
+    sync_error: int = 0
+    note: Path | None = None
+    direct: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,9 @@ class StageContext:
     """One stage of one resource.
 
     resource and role name it in messages and titles; stage is its number (GGATE...); bells are the eventfds of all
-    running stages by number; disk is set for the disk stage only, conn for send and recv. serves_device: a block
+    running stages by number; disk is set for the disk stage, and for the one that decides what it is to do (ggate, a
+    secondary's recv), which does itself what takes no waiting; conn for send and recv. lock: the component's
+    descriptor, which every stage keeps: its lock says that stages of the last worker still live. serves_device: a block
     device of this machine stands on this stage, so it must not wait for the machine's own memory to be written back.
     """
 
@@ -62,6 +71,7 @@ class StageContext:
     disk: DiskSettings | None = None
     conn: ConnSettings | None = None
     serves_device: bool = False
+    lock: int = -1
 
     @property
     def title(self) -> str:
@@ -74,4 +84,6 @@ class StageContext:
             fds.add(self.disk.fd)
         if self.conn is not None:
             fds.add(self.conn.fd)
+        if self.lock >= 0:
+            fds.add(self.lock)
         return fds

@@ -58,6 +58,7 @@ def _set_up(context: StageContext) -> tuple[Any, str]:
 def _new(context: StageContext, settings: DiskSettings, engine: str) -> Any:
     # On a secondary there is no ggate: recv takes the completions.
     consumer = RECV if context.role == "secondary" else GGATE
+    note = ffi.NULL if settings.note is None else ffi.new("char[]", os.fsencode(settings.note))
     options = ffi.new(
         "struct hast_disk_options *",
         {
@@ -70,6 +71,8 @@ def _new(context: StageContext, settings: DiskSettings, engine: str) -> Any:
             "depth": min(settings.depth, THREADS) if engine == "threads" else settings.depth,
             "align": settings.align,
             "follow": 1,
+            "sync_error": settings.sync_error,
+            "note": note,
         },
     )
     return lib.hast_disk_new(context.arena.c, options)

@@ -1,18 +1,26 @@
 """The ggate stage: serves the devices and runs the sequencer; between two events all of it happens in C.
 
 What the worker tells it: {"cmd": "nbd", "flags": n} with a client's socket, {"cmd": "fuse", "resend": bool} with the
-FUSE channel, {"cmd": "grant"}: localcnt is raised and durable, {"cmd": "settings",
-"syncrate": n, "metaflush": 0 or 1}: other ones from now on, {"cmd": "stop"}: answer what is under way, then end,
-{"cmd": "drop"}: close the NBD clients that still hold that up.
-What it tells the worker: {"event": "up"}, {"event": "seq", "bits": n}: the sequencer wants a decision,
+FUSE channel, {"cmd": "grant", "number": that of the event}: localcnt is raised and durable, {"cmd": "refuse_grant"}: it
+cannot be, {"cmd": "outdated"}, {"cmd": "detach"}, {"cmd": "refused"}: what became of a local failure,
+{"cmd": "current"}, {"cmd": "give_up"}: see seq.h, {"cmd": "settings",
+"sync_rate": n, "metaflush": 0 or 1, "detach_on_error": 0 or 1}: other ones from now on, {"cmd": "stop"}: answer what
+is under way, then end, {"cmd": "drop"}: close the NBD clients that still hold that up.
+What it tells the worker: {"event": "up"}, {"event": "seq", "bits": n, "dirty": extents,
+"detach": bool, "number": of synchronisations that are complete}: the sequencer wants a decision,
+{"event": "unjoined", "why": sentence}: the connection cannot be used now, and nothing has come of it,
+{"event": "disconnected"}: the answer to {"cmd": "disconnect"}, what is pushed from now on is for another connection,
 {"event": "device", "errno": n}: the block device's channel is gone.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+from typing import Any
 
+from hast.complaints import Complaints
 from hast.errors import ProtocolError, SystemCallError
 from hast.ffi import _hast
 from hast.stages import protect
@@ -22,11 +30,24 @@ ffi, lib = _hast.ffi, _hast.lib
 log = logging.getLogger(__name__)
 
 
+# What the worker has decided and stored, as the sequencer is told.
+DECISIONS = {
+    "grant": lib.hast_seq_grant_degraded,
+    "refuse_grant": lib.hast_seq_refuse_degraded,
+    "outdated": lib.hast_seq_outdated,
+    "detach": lib.hast_seq_detach,
+    "refused": lib.hast_seq_local_refused,
+    "current": lib.hast_seq_current,
+    "give_up": lib.hast_seq_give_up,
+}
+
+
 class Ggate:
     """The stage's state in Python: the C context and what has been told."""
 
     def __init__(self, context: StageContext) -> None:
         self.context = context
+        self.complaints = Complaints(log)
         bells = context.bells
         self.pump = lib.hast_ggate_new(
             context.arena.c,
@@ -39,26 +60,34 @@ class Ggate:
         if self.pump == ffi.NULL:
             raise SystemCallError(f"{context.resource}: cannot set up the ggate stage: {os.strerror(ffi.errno)}")
         self.seq = lib.hast_arena_seq(context.arena.c)
+        if context.disk is not None and not context.disk.direct:
+            lib.hast_ggate_direct(self.pump, context.disk.fd)
         self.from_remote = False  # the secondary has the newer data
         self.stopping = False
 
-    def command(self, message: dict[str, object], fds: list[int]) -> None:
+    def command(self, message: dict[str, Any], fds: list[int]) -> None:
         """Carry out one message of the worker."""
         command = message.get("cmd")
         if command == "nbd" and len(fds) == 1:
             error = lib.hast_nbd_add(self.pump, fds[0], message["flags"])
             if error != 0:
-                log.error("%s: cannot serve an NBD client: %s", self.context.resource, os.strerror(-error))
+                why = os.strerror(-error)
+                if -error == errno.EUSERS:
+                    why = f"there are {lib.HAST_NBD_CLIENTS_MAX} already"
+                self.complaints.warning("%s: cannot serve an NBD client: %s", self.context.resource, why)
         elif command == "fuse" and len(fds) == 1:
             error = lib.hast_fuse_add(self.pump, fds[0], int(bool(message.get("resend"))))
             if error != 0:
-                raise SystemCallError(
-                    f"{self.context.resource}: cannot serve the FUSE device: {os.strerror(-error)}"
-                )
-        elif command == "grant":
-            lib.hast_seq_grant_degraded(self.context.arena.c)
+                raise SystemCallError(f"{self.context.resource}: cannot serve the FUSE device: {os.strerror(-error)}")
+        elif command == "grant" and message["number"] != self.seq.sync_number:
+            pass  # a synchronisation has made the counters equal since it was asked for; who still waits asks again
+        elif command in DECISIONS:
+            DECISIONS[command](self.context.arena.c)
+            if command == "detach":
+                lib.hast_ggate_direct(self.pump, -1)
         elif command == "settings":
-            self.seq.sync_rate, self.seq.metaflush = message["syncrate"], message["metaflush"]
+            for name in ("sync_rate", "metaflush", "detach_on_error"):
+                setattr(self.seq, name, message[name])
         elif command == "stop":
             self.stopping = True
             lib.hast_ggate_freeze(self.pump, 1)
@@ -68,6 +97,7 @@ class Ggate:
             if lib.hast_seq_drain(self.context.arena.c) < 0:
                 raise ProtocolError(f"{self.context.resource}: a completion of the secondary makes no sense")
             lib.hast_seq_disconnect(self.context.arena.c)
+            self.context.control.send({"event": "disconnected"})
         elif command == "drop":
             lib.hast_ggate_drop_clients(self.pump)
         else:
@@ -78,10 +108,10 @@ class Ggate:
         size = self.context.arena.geometry.mapsize
         activemap = os.pread(map_fd, size, 0)
         os.close(map_fd)
-        if from_remote and (self.seq.nactive or self.seq.grant_head != lib.HAST_NONE):
+        if from_remote and not self.seq.sync_remote and (self.seq.nactive or self.seq.grant_head != lib.HAST_NONE):
             # They would be acknowledged, then overwritten. Counted first, they make a split-brain, which is the truth.
             why = "the secondary has newer data, and writes are under way here that it does not have"
-            self.context.control.send({"event": "lost", "why": why})
+            self.context.control.send({"event": "unjoined", "why": why})
             return
         self.seq.mode = mode
         self.from_remote = from_remote
@@ -95,7 +125,10 @@ class Ggate:
         if not bits:
             return
         self.seq.events = 0
-        self.context.control.send({"event": "seq", "bits": bits, "dirty": self.seq.ndirty})
+        detach = bool(self.seq.turn_detach)
+        number = int(self.seq.sync_number)
+        told = {"event": "seq", "bits": bits, "dirty": self.seq.ndirty, "detach": detach, "number": number}
+        self.context.control.send(told)
         if bits & lib.HAST_SEQ_CONNECTED:
             lib.hast_seq_sync_start(self.context.arena.c, int(self.from_remote))
 
@@ -111,8 +144,8 @@ class Ggate:
         elif result == lib.HAST_PUMP_QUIET:
             return os.EX_OK
         elif result == lib.HAST_PUMP_DEVICE:
-            errno = lib.hast_ggate_device_error(self.pump)
-            self.context.control.send({"event": "device", "errno": errno})
+            error = lib.hast_ggate_device_error(self.pump)
+            self.context.control.send({"event": "device", "errno": error})
             return os.EX_UNAVAILABLE
         elif result != lib.HAST_PUMP_EVENT:
             what = "its shared memory is damaged" if result > 0 else os.strerror(-result)

@@ -85,7 +85,14 @@ def fork(title: str, keep: set[int], body: Callable[[], int], channel: Channel |
 
 def start_stage(context: StageContext, entry: Entry, channel: Channel) -> Child:
     """Fork the stage; `channel` is the worker's end, context.control the stage's own, which is closed here."""
-    child = fork(context.title, context.keep_fds(), lambda: entry(context), channel)
+
+
+    def body() -> int:
+        # As SIGINT, it may be sent to everybody (`systemctl kill`, the end of the machine).
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return entry(context)
+
+    child = fork(context.title, context.keep_fds(), body, channel)
     context.control.close()
     return child
 

@@ -34,7 +34,8 @@ def protect(resource: str, arena: Arena | None = None) -> list[str]:
     ]
     if arena is not None:
         address = int(_hast.ffi.cast("uintptr_t", arena.c))
-        failed += _call("mlock of the arena", libc.mlock, address, arena.size)
+        # But for the logs of traces, which have memory only while they are used.
+        failed += _call("mlock of the arena", libc.mlock, address, int(arena.c.trace_off))
     failed += _spare_from_oom()
     if failed:
         log.warning("%s: not protected from memory shortage: %s", resource, "; ".join(failed))

@@ -9,43 +9,29 @@ request has come, so the primary has stored what the handshake told it.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from hast.ffi import _hast
-from hast.stages.connection import cannot_go_on, checked, options, tell_lost, told_to_stop
+from hast.stages.connection import Pump, serve
 from hast.stages.context import StageContext
 
 lib = _hast.lib
 
+PUMP = Pump(
+    lib.hast_recv_new,
+    lib.hast_recv_pump,
+    lib.hast_recv_finish,
+    lib.hast_recv_error,
+    lib.hast_recv_why,
+    lib.hast_recv_free,
+)
+
 
 def run(context: StageContext) -> int:
     """Serve until told to stop or until it cannot go on; the exit code. Raises SystemCallError, ProtocolError."""
-    pump = checked(context, lib.hast_recv_new(context.arena.c, options(context)))
-    try:
-        context.control.send({"event": "up"})
-        code = None
-        while code is None:
-            code = _turn(context, pump)
-        return code
-    finally:
-        lib.hast_recv_free(pump)
 
+    def prepare(state: Any) -> None:
+        if context.disk is not None and not context.disk.direct:
+            lib.hast_recv_direct(state, context.disk.fd)
 
-def _turn(context: StageContext, pump: Any) -> int | None:
-    """Run the pump once. The stage's exit code when it is to end, else None."""
-    result = lib.hast_recv_pump(pump)
-    if result == lib.HAST_PUMP_CONTROL:
-        stop = told_to_stop(context)
-        if stop:
-            lib.hast_recv_finish(pump)
-        return os.EX_OK if stop is None else None
-    if result == lib.HAST_PUMP_EVENT:
-        context.control.send({"event": "first"})
-        return None
-    if result == lib.HAST_PUMP_LOST:
-        tell_lost(context, lib.hast_recv_error(pump), lib.hast_recv_why(pump))
-        return None
-    if result == lib.HAST_PUMP_QUIET:
-        return os.EX_OK
-    return cannot_go_on(context, result)
+    return serve(context, PUMP, prepare)

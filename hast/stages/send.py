@@ -7,40 +7,22 @@ any more. It stays after that, until it is stopped: on a secondary it gives the 
 
 from __future__ import annotations
 
-import os
-from typing import Any
-
 from hast.ffi import _hast
-from hast.stages.connection import cannot_go_on, checked, options, tell_lost, told_to_stop
+from hast.stages.connection import Pump, serve
 from hast.stages.context import StageContext
 
 lib = _hast.lib
 
+PUMP = Pump(
+    lib.hast_send_new,
+    lib.hast_send_pump,
+    lib.hast_send_finish,
+    lib.hast_send_error,
+    lib.hast_send_why,
+    lib.hast_send_free,
+)
+
 
 def run(context: StageContext) -> int:
     """Serve until told to stop or until it cannot go on; the exit code. Raises SystemCallError, ProtocolError."""
-    pump = checked(context, lib.hast_send_new(context.arena.c, options(context)))
-    try:
-        context.control.send({"event": "up"})
-        code = None
-        while code is None:
-            code = _turn(context, pump)
-        return code
-    finally:
-        lib.hast_send_free(pump)
-
-
-def _turn(context: StageContext, pump: Any) -> int | None:
-    """Run the pump once. The stage's exit code when it is to end, else None."""
-    result = lib.hast_send_pump(pump)
-    if result == lib.HAST_PUMP_CONTROL:
-        stop = told_to_stop(context)
-        if stop:
-            lib.hast_send_finish(pump)
-        return os.EX_OK if stop is None else None
-    if result == lib.HAST_PUMP_LOST:
-        tell_lost(context, lib.hast_send_error(pump), lib.hast_send_why(pump))
-        return None
-    if result == lib.HAST_PUMP_QUIET:
-        return os.EX_OK
-    return cannot_go_on(context, result)
+    return serve(context, PUMP)

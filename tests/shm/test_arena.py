@@ -80,6 +80,7 @@ def areas(c: object) -> list[tuple[str, int, int]]:
         ("sync", a.sync_off, mapsize),
         ("changed", a.changed_off, ceil(mapsize, 4096)),
         ("slab", a.slab_off, a.nslots * int(a.geo.slab_size)),
+        ("trace", a.trace_off, lib.hast_trace_size()),
     ]
     found += [(f"ring {n}", a.ring_off[n], ring) for n in range(lib.HAST_RINGS)]
     return sorted(((name, int(at), int(size)) for name, at, size in found), key=lambda area: area[1])
@@ -105,7 +106,7 @@ def test_layout(geometry: Geometry) -> None:
     end = 0
     for name, offset, length in areas(a):
         assert offset >= end, f"{name} begins in what is before it"
-        assert offset % (4096 if name == "slab" else 64) == 0, name
+        assert offset % (4096 if name in ("slab", "trace") else 64) == 0, name
         end = offset + length
     assert end == a.size == size
     last = a.nslots - 1
@@ -287,6 +288,7 @@ def test_another_process_gets_it_by_descriptor() -> None:
 def test_foreign_memory_is_refused(tmp_path: Path) -> None:
     arena = Arena.create(SMALL, "r")
     whole = os.pread(arena.fd, arena.size, 0)
+    slabs, traces = (int(at).to_bytes(8, "little") for at in (arena.c.slab_off, arena.c.trace_off))
     arena.close()
     cases = {
         "empty": b"",
@@ -295,7 +297,8 @@ def test_foreign_memory_is_refused(tmp_path: Path) -> None:
         "cut": whole[:-4096],
         "longer": whole + bytes(4096),
         "other version": whole[:8] + (99).to_bytes(4, "little") + whole[12:],
-        "slabs elsewhere": whole.replace(int(len(whole) - 10 * 4096).to_bytes(8, "little"), bytes(8), 1),
+        "slabs elsewhere": whole.replace(slabs, bytes(8), 1),
+        "traces elsewhere": whole.replace(traces, bytes(8), 1),
         "garbage": bytes(range(256)) * (len(whole) // 256),
     }
     for name, content in cases.items():

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.shm.native import FFI, NATIVE, compile_native, sanitizer_missing
+from tests.shm.native import FFI, NATIVE, built, sanitizer_missing
 
 FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1"]
-NAMES = ("conn", "send", "recv", "recv_primary", "recv_secondary", "transform", "crc32", "sha256", "lzf", "wire")
-SOURCES = [*FFI.glob("seq*.c"), *(FFI / f"{name}.c" for name in (*NAMES, "arena", "ring", "doorbell"))]
+NAMES = (
+    "conn", "send", "recv", "recv_primary", "recv_secondary", "transform", "crc32", "sha256", "lzf", "wire", "direct",
+    "disk_probe", "arena", "ring", "doorbell", "trace",
+)  # fmt: skip
+SOURCES = [*sorted(FFI.glob("seq*.c")), *(FFI / f"{name}.c" for name in NAMES)]
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +23,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     reason = sanitizer_missing(where, *FLAGS)
     if reason is not None:
         pytest.skip(reason)
-    return compile_native(where / "conn_stress", [NATIVE / "conn_stress.c", *SOURCES], *FLAGS)
+    return built("conn_stress", [NATIVE / "conn_stress.c", *SOURCES], *FLAGS)
 
 
 @pytest.mark.parametrize("seed", range(1, 5))

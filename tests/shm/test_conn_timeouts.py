@@ -7,6 +7,7 @@ is not tested; where a connection must not be lost, the peer stays far below the
 from __future__ import annotations
 
 import errno
+import select
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import pytest
 from hast.ffi import _hast
 from hast.messages import Cmd, DataInfo, Reply, Request, pack_message
 from hast.stages.context import RECV, SEND
-from tests.shm.connrig import DELETE, FLUSH, KIB, READ, WRITE, Primary, Secondary
+from tests.shm.connrig import DELETE, FLUSH, KIB, MIB, READ, WRITE, Primary, Secondary
 
 lib = _hast.lib
 TIMEOUT = 0.4  # seconds
@@ -83,18 +84,44 @@ def test_nobody_waits_for_an_idle_secondary() -> None:
 
 
 def test_a_slow_secondary_is_not_a_dead_one() -> None:
-    """One request stays out all the time, others are answered: bytes come."""
+    """Each request takes long, but less than the timeout; there is always one out there, and seldom a byte."""
     with running(Primary(timeout=LONG)) as p:
-        first = p.submit(FLUSH)
+        out = [p.submit(FLUSH)]
         p.out.request()
         for _ in range(6):
+            time.sleep(LONG / 3)
+            out.append(p.submit(DELETE, 0, 4096))
+            p.out.request()
+            first = out.pop(0)
+            p.back.answer(Reply(p.seq(first)))
+            assert p.done()[0].slot == first
+        assert p.alive() and p.stages[RECV].lost is None
+
+
+@pytest.mark.parametrize("kind", ["flush", "delete", "write that it has in memory"])
+def test_a_secondary_that_sits_on_one_request(kind: str) -> None:
+    """All others are answered at once, so there is no silence."""
+    with running(Primary(timeout=TIMEOUT)) as p, not_sooner():
+        if kind == "flush":
+            stuck = p.submit(FLUSH)
+        elif kind == "delete":
+            stuck = p.submit(DELETE, MIB, 4096)
+        else:
+            stuck = p.submit(WRITE, MIB, data=b"x" * 4096, flags=lib.HAST_BIO_MEMSYNC)
+        p.out.message() if kind in ("flush", "delete") else p.out.written()
+        if kind.startswith("write"):
+            p.back.answer(Reply(p.seq(stuck), received=True))
+            assert p.done()[0].received
+        others = 0
+        while not select.select([p.stages[RECV].channel], [], [], TIMEOUT / 20)[0]:
             slot = p.submit(DELETE, 0, 4096)
             p.out.request()
-            time.sleep(LONG / 4)
             p.back.answer(Reply(p.seq(slot)))
-            assert p.done()[0].slot == slot
-        p.back.answer(Reply(p.seq(first)))
-        assert p.done()[0].slot == first
+            if came := p.arena.ring_used(lib.HAST_RING_RECV_DONE):
+                others += len(p.done(came))
+        expected = errno.ETIMEDOUT, "the secondary has had a request for 0.4 s without answering it"
+        assert p.lost(RECV) == expected
+        assert others > 0 and p.alive()
 
 
 @FAMILIES

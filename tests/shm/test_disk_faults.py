@@ -8,11 +8,14 @@ import os
 import random
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
+from hast import boot
+from hast.component import open_component
+from hast.errors import DiskError
 from hast.ffi import _hast
 from tests.shm import diskrig
 from tests.shm.diskrig import DATA_OFFSET, DATASIZE, DELETE, DURABLE, FLUSH, MAP, NOHOLE, READ, SLAB, WRITE, ZERO, Rig
@@ -173,6 +176,30 @@ def test_a_failed_flush_is_not_forgotten(
         assert rig.error(FLUSH) == error
         # A new stage begins with a clean slate.
         assert start(open_fd(device)).error(FLUSH) == 0
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
+
+
+@root
+@pytest.mark.root
+def test_the_worker_does_not_take_the_news_of_lost_pages_from_the_disk_stage(
+    small_tmpfs: Path, tmp_path: Path, start: Callable[..., Rig]
+) -> None:
+    """Data of clients is lost in the page cache, and the worker is the first to flush, for its metadata."""
+    device, note = loop_device(small_tmpfs), tmp_path / "data.boot"
+    try:
+        with closing(open_component("data", device, "off", note=note)) as opened:
+            note.touch()
+            rig = start(opened.fd)
+            for n in range(16):
+                assert rig.error(WRITE, n * SLAB, data=b"\x11" * SLAB) == 0
+            with pytest.raises(DiskError, match="cannot be flushed"):
+                opened.flush()
+            assert opened.sync_failed and boot.lost(tmp_path, "data")
+            os.truncate(small_tmpfs, 0)  # room again
+            os.truncate(small_tmpfs, DATA_OFFSET + DATASIZE)
+            opened.flush()
+            assert rig.error(FLUSH) in (errno.EIO, errno.ENOSPC), "flushed, and what was written is lost"
     finally:
         subprocess.run(["losetup", "-d", device], check=True)
 

@@ -8,26 +8,21 @@ from pathlib import Path
 import pytest
 
 from hast.ffi import _hast
+from tests.shm.native import FFI, NATIVE, built, sanitizer_missing
 
 lib = _hast.lib
-ROOT = Path(__file__).resolve().parents[2]
-FFI = ROOT / "hast" / "ffi"
-SOURCES = [*FFI.glob("disk*.c"), *FFI.glob("seq*.c"), *(FFI / f"{name}.c" for name in ("arena", "ring", "doorbell"))]
+SHARED = ("arena", "ring", "doorbell", "trace")
+SOURCES = [*sorted(FFI.glob("disk*.c")), *sorted(FFI.glob("seq*.c")), *(FFI / f"{name}.c" for name in SHARED)]
 
 
 @pytest.fixture(scope="module", params=["thread", "address,undefined"])
 def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("native") / "disk_stress"
     # The fence in the doorbell is not understood by the thread sanitizer, which says so; the rings do not rely on it.
-    flags = ["-std=c11", "-D_GNU_SOURCE", "-g", "-O1", "-Wno-tsan", "-pthread", f"-fsanitize={request.param}"]
-    empty = made.with_suffix(".c")
-    empty.write_text("int main(void) { return 0; }\n")
-    probe = subprocess.run(["cc", *flags, "-o", str(made), str(empty)], capture_output=True, text=True)
-    if probe.returncode != 0 or subprocess.run([str(made)], capture_output=True).returncode != 0:
-        pytest.skip(f"no {request.param} sanitizer here: {probe.stderr.strip()}")
-    stress = ROOT / "tests" / "native" / "disk_stress.c"
-    subprocess.run(["cc", *flags, f"-I{FFI}", "-o", str(made), str(stress), *map(str, SOURCES)], check=True)
-    return made
+    flags = ["-O1", "-Wno-tsan", f"-fsanitize={request.param}"]
+    reason = sanitizer_missing(tmp_path_factory.mktemp("native"), *flags)
+    if reason is not None:
+        pytest.skip(reason)
+    return built("disk_stress", [NATIVE / "disk_stress.c", *SOURCES], *flags)
 
 
 @pytest.mark.parametrize("engine", ["INLINE", "URING", "THREADS"])

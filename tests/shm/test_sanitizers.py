@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.shm.native import FFI, NATIVE, compile_native, compiler, sanitizer_missing
+from tests.shm.native import FFI, NATIVE, built, compiler, sanitizer_missing
 
 RACE = 66  # the sanitizer's exit code
 LOST_WAKE = 10  # BENCH_LOST_WAKE
@@ -35,7 +35,7 @@ def build_tsan(tmp_path: Path, *flags: str) -> Path:
     command = [compiler() or "gcc", *TSAN, "-Wall", str(probe), "-o", str(tmp_path / "probe")]
     warned = "-Wtsan" in subprocess.run(command, capture_output=True, text=True).stderr
     quiet = ["-Wno-tsan"] if warned else []
-    return compile_native(tmp_path / "ring_tsan", PUMP, *TSAN, *quiet, *flags)
+    return built("ring_tsan", PUMP, *TSAN, *quiet, *flags)
 
 
 def run(program: Path, *args: object) -> subprocess.CompletedProcess[str]:
@@ -69,14 +69,14 @@ def test_broken_ones_are_found_out(tmp_path: Path, broken: str, expected: int) -
 
 def test_arena_without_undefined_behaviour(tmp_path: Path) -> None:
     have(tmp_path, ASAN)
-    done = run(compile_native(tmp_path / "unit", [NATIVE / "shm_unit.c", *ARENA], *ASAN))
+    done = run(built("shm_unit", [NATIVE / "shm_unit.c", *ARENA], *ASAN))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_address_sanitizer_sees_what_is_outside(tmp_path: Path) -> None:
     """The unit program, told to make its ring one entry too small."""
     have(tmp_path, ASAN)
-    program = compile_native(tmp_path / "unit", [NATIVE / "shm_unit.c", *ARENA], *ASAN, "-DHAST_TEST_BREAK_SIZE")
+    program = built("shm_unit", [NATIVE / "shm_unit.c", *ARENA], *ASAN, "-DHAST_TEST_BREAK_SIZE")
     done = run(program)
     assert done.returncode != 0
     assert "AddressSanitizer" in done.stderr
@@ -84,7 +84,7 @@ def test_address_sanitizer_sees_what_is_outside(tmp_path: Path) -> None:
 
 def test_threads_with_address_sanitizer(tmp_path: Path) -> None:
     have(tmp_path, ASAN)
-    program = compile_native(tmp_path / "ring_asan", PUMP, *ASAN)
+    program = built("ring_asan", PUMP, *ASAN)
     for kind in ("futex", "eventfd"):
         done = run(program, 3, 16, 100000, kind, PATIENCE)
         assert done.returncode == 0, f"{kind}\n{done.stdout}{done.stderr}"

@@ -20,11 +20,11 @@ NONE = 0xFFFFFFFF
 
 READ, WRITE, DELETE, FLUSH, MAP = 1, 2, 3, 4, 5
 LOCAL, REMOTE = 0, 1
-RING_DISK, RING_SEND, RING_DISK_DONE, RING_SEND_DONE, RING_RECV_DONE = 0, 1, 3, 4, 5
+RING_DISK, RING_SEND, RING_DISK_DONE, RING_SEND_DONE, RING_RECV_DONE, RING_DIRECT = 0, 1, 3, 4, 5, 6
 RECEIVED = 0x80000000
 FULLSYNC, MEMSYNC, ASYNC = 0, 1, 2
-FREE, CLAIMED, BLOCKED, MAPWAIT, RUNNING, QUEUED, GRANTWAIT, DONE = range(8)
-NEED_DEGRADED, REMOTE_FAILED, MAP_FAILED, CONNECTED, SYNC_DONE = 1, 2, 4, 8, 16
+FREE, CLAIMED, BLOCKED, MAPWAIT, RUNNING, QUEUED, GRANTWAIT, DONE, DURABLEWAIT = range(9)
+NEED_DEGRADED, REMOTE_FAILED, MAP_FAILED, CONNECTED, SYNC_DONE, LOCAL_FAILED = 1, 2, 4, 8, 16, 32
 FLAG_ZERO, FLAG_SYNC, FLAG_MEMSYNC, FLAG_DURABLE = 1, 4, 8, 16
 
 
@@ -134,10 +134,13 @@ class Sequencer:
     # what the components do
 
     def take(self, ring: int) -> list[int]:
-        """Everything that was pushed to a ring."""
+        """Everything that was pushed to a ring; with the disk's, what its consumer may do without the disk stage."""
+        return self._take(ring) + (self._take(RING_DIRECT) if ring == RING_DISK and self.s.direct else [])
+
+    def _take(self, ring: int) -> list[int]:
         n = self.lib.hast_ring_pop_some(self.ring[ring], self._popped, 64)
         assert n >= 0, "corrupt ring"
-        return list(self._popped[0:n]) + (self.take(ring) if n == 64 else [])
+        return list(self._popped[0:n]) + (self._take(ring) if n == 64 else [])
 
     def complete(self, component: int, entry: int, error: int = 0) -> int:
         """The component is done with it, without a ring in between. 0 or -EPROTO."""
@@ -166,6 +169,24 @@ class Sequencer:
 
     def grant(self) -> None:
         self.lib.hast_seq_grant_degraded(self.arena)
+
+    def outdated(self) -> None:
+        self.lib.hast_seq_outdated(self.arena)
+
+    def detach(self) -> None:
+        self.lib.hast_seq_detach(self.arena)
+
+    def local_refused(self) -> None:
+        self.lib.hast_seq_local_refused(self.arena)
+
+    def current(self) -> None:
+        self.lib.hast_seq_current(self.arena)
+
+    def give_up(self) -> None:
+        self.lib.hast_seq_give_up(self.arena)
+
+    def sync_start(self, from_remote: bool) -> None:
+        self.lib.hast_seq_sync_start(self.arena, int(from_remote))
 
     def idle(self) -> int:
         return int(self.lib.hast_seq_idle(self.arena))
@@ -366,3 +387,40 @@ class Bench:
     def grant(self) -> None:
         self.seq.grant()
         self.look()
+
+    def outdated(self) -> None:
+        self.seq.outdated()
+        self.look()
+
+    def detach(self) -> None:
+        self.seq.detach()
+        self.look()
+
+    def local_refused(self) -> None:
+        self.seq.local_refused()
+        self.look()
+
+    def current(self) -> None:
+        self.seq.current()
+        self.look()
+
+    def give_up(self) -> None:
+        self.seq.give_up()
+        self.look()
+
+    def synchronise(self, from_remote: bool = False) -> None:
+        """A resynchronisation from its start to its end."""
+        self.seq.sync_start(from_remote)
+        self.look()
+        for _ in range(1000):
+            if self.raised & SYNC_DONE:
+                break
+            for slot in {*self.local, *self.remote}:
+                if slot == self.seq.map_slot:
+                    self.map_done()
+                else:
+                    self.done(slot)
+        assert self.raised & SYNC_DONE
+        self.raised &= ~SYNC_DONE
+        if from_remote:
+            self.current()

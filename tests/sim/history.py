@@ -20,6 +20,7 @@ from tests.sim.harness import (
     FLUSH,
     FULLSYNC,
     LOCAL,
+    LOCAL_FAILED,
     MEMSYNC,
     NEED_DEGRADED,
     NONE,
@@ -79,7 +80,8 @@ class History:
         self.geometry = shape(**self.ask)
         self.map = MapOnDisk()
         self.theirs = 0  # the secondary's own map: what it has and the primary has not
-        self.sync_remote = False  # the secondary has the newer data
+        self.sync_remote = False  # the metadata here says: out of date
+        self.behind = False  # the secondary has newer data, and nobody here knows yet
         self.hot = self.hot_places()
         self.episode()
 
@@ -94,10 +96,13 @@ class History:
     def episode(self) -> None:
         rng = self.rng
         self.seq = Sequencer(self.geometry, self.library, load=self.map.content)
+        self.seq.s.direct = self.seed & 1
         self.mode = rng.choice((FULLSYNC, MEMSYNC, ASYNC))
         self.seq.s.mode = self.mode
         self.seq.s.metaflush = rng.random() < 0.8
         self.model = Oracle(self.seq, self.mode, self.map)
+        self.seq.s.detach_on_error = self.model.detach_on_error = rng.random() < 0.3
+        self.seq.s.sync_remote = self.model.sync_remote = self.sync_remote
         bad = rng.random() < 0.6
         self.odds = Odds(
             error=rng.choice((0.01, 0.05, 0.2)) if bad else 0.0,
@@ -106,7 +111,9 @@ class History:
             gone=rng.choice((0.0, 0.3)),
             through_rings=rng.random() < 0.5,
         )
-        self.owes_grant = False
+        self.owes_grant = self.owes_local = self.owes_current = False
+        self.grant_number = 0
+        self.lost_here: dict[int, int] = {}  # by a flush that failed, while nobody is told yet
         self.remote_bad = False  # told to drop the secondary
         self.sync_due = False
         self.reads: dict[int, tuple[dict[int, int], dict[int, int]]] = {}  # slot -> floor, values
@@ -114,19 +121,23 @@ class History:
         self.acked: dict[int, int] = {}  # sector -> value of the last write that was acknowledged in this episode
         self.promises: dict[int, dict[int, int]] = {}  # client flush -> what it is to make durable
         self.durable: dict[int, int] = {}  # what was promised to be there after a power cut
-        if self.rng.random() < 0.15:
+        if not self.sync_remote and self.rng.random() < 0.15:
             self.newer_there()
-        if self.sync_remote:
-            self.odds.error = self.odds.map_error = 0.0
         self.floor = {}
         size = self.geometry.extentsize // SECTOR
         for n in self.disks[LOCAL].touched() | self.disks[REMOTE].touched():
-            there = self.sync_remote and (self.map.content | self.theirs) >> n // size & 1
-            self.floor[n] = self.disks[REMOTE if there else LOCAL].value(n)
+            there = self.disks[REMOTE]
+            newer = self.truth(n // size) == REMOTE  # what is only in its cache was not acknowledged by anybody
+            self.floor[n] = min(there.durable.get(n, 0), there.value(n)) if newer else self.disks[LOCAL].value(n)
+
+    def truth(self, extent: int) -> int:
+        """The component whose data of the extent counts."""
+        newer_there = (self.sync_remote or self.behind) and (self.map.content | self.theirs) >> extent & 1
+        return REMOTE if newer_there else LOCAL
 
     def newer_there(self) -> None:
         """The other node was primary in the meantime, alone."""
-        self.sync_remote = True
+        self.behind = True
         for _ in range(self.rng.randint(1, 5)):
             offset, length = self.place(4)
             self.theirs |= self.model.mask(offset, length)
@@ -156,15 +167,21 @@ class History:
             (self.idle, 2),
             (self.tick, 3),
         ]
-        if self.owes_grant and not self.sync_remote:
+        if self.owes_grant:
             actions.append((self.grant, 3))
+        if self.owes_local:
+            actions.append((self.local_decided, 6))
+        if self.sync_remote and not (self.model.connected or self.model.joining):
+            actions.append((self.give_up, 1))
         if self.sync_due:
             actions.append((self.sync_start, 5))
         if self.model.connected or self.model.joining:
             actions.append((self.disconnect, 4 if self.remote_bad else 1))
         else:
             actions.append((self.connect, 4))
-        if self.sync_remote and not (self.model.connected or self.model.joining):
+        if self.owes_current and rng.random() < 0.7:
+            self.stored_current()  # before whatever came later is dealt with
+        elif self.behind and not (self.model.connected or self.model.joining):
             self.connect()  # a write on this node alone would make it a split brain
         elif rng.random() < 0.002:
             self.power_cut()
@@ -189,13 +206,15 @@ class History:
         for op in told:
             self.answered(op)
         raised = self.model.raised
-        self.owes_grant |= bool(raised & NEED_DEGRADED)
+        if raised & NEED_DEGRADED:
+            self.owes_grant, self.grant_number = True, int(self.seq.s.sync_number)
         self.remote_bad |= bool(raised & REMOTE_FAILED)
+        self.owes_local |= bool(raised & LOCAL_FAILED)
         if raised & CONNECTED:
             self.theirs = 0
             self.sync_due = True
         if raised & SYNC_DONE:
-            self.sync_remote = False
+            self.owes_current = self.sync_remote
             require(not self.disks[LOCAL].differs(self.disks[REMOTE]) or self.under_way(), "synchronised, and differ")
 
     def under_way(self) -> bool:
@@ -222,11 +241,7 @@ class History:
             lost = disk.flushed(op.slot, error, self.rng)
             if component == LOCAL:
                 for sector, value in lost.items():
-                    self.floor[sector] = min(self.floor.get(sector, 0), value)
-                    for promise in [self.acked, *self.promises.values()]:
-                        promise.pop(sector, None)
-                    for floor, _ in self.reads.values():
-                        floor.pop(sector, None)
+                    self.lost_here[sector] = min(self.lost_here.get(sector, value), value)
         elif op.chunk and op.cmd == READ:
             self.copies[op.slot] = {n: disk.value(n) for n in sectors(op.offset, op.length)}
         elif op.cmd == READ:
@@ -270,6 +285,7 @@ class History:
         self.end(op, component, error)
         self.tell(component, op.slot, error)
         self.model.complete(op, component, error)
+        self.admit_losses()
         self.observe()
 
     def tell(self, component: int, entry: int, error: int) -> None:
@@ -281,6 +297,21 @@ class History:
         else:
             require(seq.complete(component, entry, error) == 0, "a completion was refused")
 
+    def admit_losses(self) -> None:
+        """What a flush that failed has lost here is lost for the client, unless the secondary takes this node's place:
+        that is not decided while it is turning."""
+        if self.model.turning or not self.lost_here:
+            return
+        lost, self.lost_here = self.lost_here, {}
+        if self.model.sync_remote:
+            return
+        for sector, value in lost.items():
+            self.floor[sector] = min(self.floor.get(sector, 0), value)
+            for promise in [self.acked, *self.promises.values()]:
+                promise.pop(sector, None)
+            for floor, _ in self.reads.values():
+                floor.pop(sector, None)
+
     def complete_map(self) -> None:
         error = 5 if self.rng.random() < self.odds.map_error else 0
         self.note(f"complete map error {error}")
@@ -291,9 +322,9 @@ class History:
         else:
             self.map.finish()
         self.tell(LOCAL, self.seq.map_slot, error)
-        self.model.map_complete(error)
-        if error:
+        if self.model.map_complete(error):
             self.model.map_refuse(new & mask, error)
+        self.model.settle_go_on()
         self.observe()
 
     # ---- what the device does ----
@@ -322,7 +353,7 @@ class History:
             self.observe()
             return
         cmd = rng.choices((READ, WRITE, DELETE, FLUSH), (4, 12, 2, 2))[0]
-        if cmd == READ and self.sync_remote and not self.model.sync_on:
+        if cmd == READ and self.behind:
             cmd = WRITE  # the sequencer does not know yet who has the newer data
         offset = length = flags = 0
         if cmd != FLUSH:
@@ -394,8 +425,17 @@ class History:
             self.observe()
 
     def grant(self) -> None:
-        self.note("grant")
         self.owes_grant = False
+        if self.grant_number != self.seq.s.sync_number:
+            self.note("void grant")  # the counters were made equal since it was asked for
+            return
+        if self.rng.random() < 0.1:
+            self.note("no grant")
+            self.seq.lib.hast_seq_refuse_degraded(self.seq.arena)
+            self.model.grant_refused()
+            self.observe()
+            return
+        self.note("grant")
         self.seq.grant()
         self.model.grant()
         self.observe()
@@ -408,6 +448,9 @@ class History:
                 theirs |= self.model.mask(*self.place(1))
         self.note(f"connect map {theirs:x}")
         self.remote_bad = False
+        if self.behind:
+            self.behind, self.sync_remote = False, True
+            self.seq.s.sync_remote = self.model.sync_remote = True
         self.seq.connect(theirs if theirs or rng.random() < 0.5 else None)
         self.model.connect(theirs)
         self.observe()
@@ -422,8 +465,8 @@ class History:
         self.observe()
 
     def disconnect(self) -> None:
-        if self.sync_remote:
-            self.power_cut()  # going on alone now would be a split brain
+        if self.sync_remote and self.theirs:
+            self.power_cut()  # what the secondary has is not on the map here yet: nobody could say what is old
             return
         cut = self.rng.random() < 0.5
         self.note(f"disconnect {'power cut there' if cut else ''}")
@@ -432,9 +475,48 @@ class History:
             remote.power_cut(self.rng)
         else:
             remote.abandon(self.rng)
-        self.sync_due = False
+        self.sync_due = self.owes_local = False
         self.seq.disconnect()
         self.model.disconnect()
+        self.admit_losses()
+        self.observe()
+
+    def local_decided(self) -> None:
+        """The worker stores that this component is out of date, or cannot."""
+        self.owes_local = False
+        if self.owes_current:
+            self.stored_current()  # what came first is done first
+        # All of a large device is not copied here.
+        if self.rng.random() < 0.15 or (self.model.turn_detach and self.model.nextents > 1000):
+            self.note("refused")
+            self.seq.local_refused()
+            self.model.local_refused()
+        else:
+            self.sync_remote = True
+            if self.model.turn_detach:
+                self.note("detach")
+                require(self.map.flight is None, "an update of the map while all of it is written")
+                self.map.content = self.map.sure = self.model.all
+                self.seq.detach()
+                self.model.detach()
+            else:
+                self.note("outdated")
+                self.seq.outdated()
+                self.model.outdated()
+        self.admit_losses()
+        self.observe()
+
+    def stored_current(self) -> None:
+        self.note("current")
+        self.owes_current = self.sync_remote = False
+        self.seq.current()
+        self.model.stored_current()
+        self.observe()
+
+    def give_up(self) -> None:
+        self.note("give up")
+        self.seq.give_up()
+        self.model.give_up()
         self.observe()
 
     def check_copied(self, mask: int) -> None:
@@ -469,7 +551,9 @@ class History:
         known = self.map.content | self.theirs
         wrong = {n for n in local.differs(remote) if not known >> n // size & 1}
         require(not wrong, f"the nodes differ and the map does not say so: sectors {sorted(wrong)}")
-        lost = {n for n, value in self.durable.items() if local.value(n) < value}
+        if self.sync_remote and self.theirs:
+            self.behind = True  # the map that says where never got here, and nothing of it was served
+        lost = {n for n, value in self.durable.items() if self.disks[self.truth(n // size)].value(n) < value}
         require(not lost, f"flushed, and lost by a power cut: sectors {sorted(lost)}")
         self.episode()
 
@@ -487,8 +571,14 @@ class History:
             busy = any(op.pending for op in self.everything()) or self.map.flight is not None
             if busy:
                 self.complete_something()
+            elif self.owes_current:
+                self.stored_current()
+            elif self.owes_local:
+                self.local_decided()
             elif self.owes_grant:
                 self.grant()
+            elif model.detached:
+                self.power_cut()
             elif self.sync_due:
                 self.sync_start()
             elif self.seq.idle():

@@ -9,6 +9,7 @@ from tests.sim.harness import (
     CLAIMED,
     CONNECTED,
     DONE,
+    DURABLEWAIT,
     FLAG_DURABLE,
     FLAG_MEMSYNC,
     FLAG_SYNC,
@@ -29,7 +30,22 @@ from tests.sim.harness import (
     WRITE,
     each_extent,
 )
-from tests.sim.model import L, Model, Op, require
+from tests.sim.model import L, Model, Op, R, require
+
+FLAGS = (
+    "sync_on",
+    "sync_remote",
+    "sync_begun",
+    "peer_whole",
+    "turning",
+    "turn_detach",
+    "cache_lost",
+    "no_turn",
+    "settling",
+    "given_up",
+    "confirming",
+    "detached",
+)
 
 
 class Oracle(Model):
@@ -38,6 +54,8 @@ class Oracle(Model):
     def observe(self, *, take_answers: bool = True) -> list[Op]:
         """Compares; returns the ops whose answers were taken now."""
         seq = self.seq
+        if seq.s.events & SYNC_DONE:
+            self.grants_settled()
         given = (seq.take(RING_DISK), seq.take(RING_SEND))
         states, pending = seq.bio_bytes(2), seq.bio_bytes(3)
         dirty = int.from_bytes(seq.bitmap("dirty"), "little")
@@ -46,9 +64,10 @@ class Oracle(Model):
         self.map_started(given[LOCAL], dirty)
         self.copied(sync)
         self.advance()
-        self.own_flush(states)
         self.joined()
+        self.own_flush(states)
         self.advance()
+        self.launched_and_flushed()
         self.check_pushes(given)
         self.check_map(dirty, sync)
         self.check_states(states, pending)
@@ -58,6 +77,8 @@ class Oracle(Model):
         told = self.take_answers() if take_answers else []
         self.pushes = (set(), set())
         self.entered_now = []
+        self.left_now = 0
+        self.launched_now = False
         self.events = 0
         return told
 
@@ -71,6 +92,8 @@ class Oracle(Model):
                 require(self.chunks[slot].order == bio.order, f"chunk {slot} is gone before its time")
                 continue
             require(self.sync_on and self.connected, "a chunk without a resynchronisation")
+            extents = self.mask(bio.offset, bio.length)
+            require(not extents & ~self.map.sure, "a chunk of an extent that is not dirty on disk")
             require(bio.flags & FLAG_SYNC and bio.cmd == READ, "a chunk that is no read")
             require(0 < bio.length <= self.geometry.slab_size, "a chunk's length")
             require(bio.offset + bio.length <= self.geometry.datasize, "a chunk past the end")
@@ -100,6 +123,7 @@ class Oracle(Model):
 
     def advance(self) -> None:
         """Who holds his range goes on."""
+        self.flush_resume()
         again = True
         while again:
             again = False
@@ -107,7 +131,7 @@ class Oracle(Model):
                 if op.started or not self.eligible(op):
                     continue
                 if op.mutation:
-                    self.mutation_advance(op)
+                    again |= self.mutation_advance(op)
                 elif op.chunk:
                     if self.current(op):
                         op.started = True
@@ -116,27 +140,34 @@ class Oracle(Model):
                         self.unlock(op)
                         del self.chunks[op.slot]
                         again = True
+                elif self.reads_held:
+                    op.entered = True
                 elif self.readable(op, self.out | self.synced if not self.seq.bio[op.slot].pending else self.out):
-                    op.started = True
+                    op.entered = op.started = True
                     self.push(op, REMOTE)
                 else:
-                    self.answer(op, op.error[LOCAL] or 5)
-                    self.unlock(op)
-                    self.finish(op)
-                    again = True
+                    self.read_here(op)
+                    again = again or op.over
 
-    def mutation_advance(self, op: Op) -> None:
+    def mutation_advance(self, op: Op) -> bool:
+        """Whether it is refused, and its range free."""
         if not op.entered:
             op.entered = True
             self.entered_now.append(op)
             self.dirty |= op.mask
-        if self.joining or op.mask & ~self.map.sure:
-            return
+        if self.hopeless:
+            self.refuse(op, 5)
+            return True
+        if self.held_up or (not self.detached and op.mask & ~self.map.sure):
+            return False
         op.started = True
-        self.push(op, LOCAL)
+        self.unflushed = self.launched_now = True
+        if not self.detached:
+            self.push(op, LOCAL)
         if self.connected:
             self.push(op, REMOTE)
             op.memsync = self.mode == MEMSYNC and op.cmd == WRITE
+        return False
 
     def joined(self) -> None:
         """The merged map is durable as soon as no update is left to be made."""
@@ -144,14 +175,19 @@ class Oracle(Model):
             require(not self.merged & ~self.map.sure, "no update for the merged map is under way")
             self.joining = self.degraded = False
             self.connected = True
+            self.confirming = self.sync_remote
             self.events |= CONNECTED
+            for op in self.locks:
+                if op.mutation and op.started and not op.used & R:
+                    self.out |= op.mask
 
     def map_started(self, given: list[int], dirty: int) -> None:
         slot = self.seq.map_slot
         if slot not in given:
             return
         bio = self.seq.bio[slot]
-        require(bio.flags == (FLAG_DURABLE if self.seq.s.metaflush else 0), "a map update that is not durable")
+        durable = self.seq.s.metaflush or self.joining
+        require(bio.flags == (FLAG_DURABLE if durable else 0), "a map update that is not durable")
         require(bio.offset + bio.length <= self.geometry.mapsize, "a map update past the end")
         data = self.seq.slab(slot, bio.length)
         self.map.start(bio.offset, data)
@@ -170,16 +206,39 @@ class Oracle(Model):
         self.numbers += 1
         op = Op(slot, FLUSH, 0, 0, 0, self.numbers, held=False, value=number)
         self.ops[slot] = op
-        late = self.synced & self.uncovered(self.synced) if self.synced else 0
-        self.flush_in(op)
-        if late and op.started:
+        over = self.synced | self.left_now
+        late = over & self.uncovered(over) if over else 0
+        launched = self.launched_with(slot)
+        if launched:
+            self.flush_batch.append(op)  # it was asked for before that batch began, in the same event
+        else:
+            self.flush_in(op)
+        if late and (op.started or launched):
             self.covered &= ~late
             self.fresh |= late
-            self.copies_covered &= ~late
-            self.copies_fresh |= late
+            self.copies_covered &= ~(late & self.synced)
+            self.copies_fresh |= late & self.synced
+            self.unflushed |= bool(late & self.left_now)
+
+    def launched_and_flushed(self) -> None:
+        """A mutation and a flush went off in the same event: which of them was first is the sequencer's affair."""
+        head = self.flush_batch[0] if self.flush_batch else None
+        if self.launched_now and head is not None and head.slot in self.pushes[LOCAL] | self.pushes[REMOTE]:
+            self.unflushed_covered = True
+            self.unflushed = bool(self.seq.s.last_epoch > self.seq.s.flush_cover)
+
+    def launched_with(self, slot: int) -> bool:
+        """Is it in a batch that began in this very event?"""
+        head = self.flush_batch[0] if self.flush_batch else None
+        if head is None or head.slot not in self.pushes[LOCAL] | self.pushes[REMOTE]:
+            return False
+        at = self.seq.s.flush_running
+        while at not in (NONE, slot):
+            at = self.seq.bio[at].next
+        return bool(at == slot)
 
     def uncovered(self, mask: int) -> int:
-        """Which of the extents that were just copied the own flush of the same event came too early for."""
+        """Which of the extents that were just copied or written the own flush of the same event came too early for."""
         ffi, arena = self.seq.ffi, self.seq.arena
         table = ffi.cast("struct hast_extent *", ffi.cast("char *", arena) + arena.extent_off)
         late = 0
@@ -214,7 +273,7 @@ class Oracle(Model):
     def inflight(self) -> int:
         mask = 0
         for op in self.locks:
-            if op.entered:
+            if op.entered and op.mutation:
                 mask |= op.mask
         return mask
 
@@ -222,7 +281,7 @@ class Oracle(Model):
         require(sync == self.out, f"out of sync: {sync:x}, to be {self.out:x}")
         inflight = self.inflight()
         needed = self.running() | self.fresh | self.covered | self.out & ~self.merged
-        missing = needed & ~self.map.sure
+        missing = needed & ~self.map.sure if not self.detached else 0
         require(not missing, f"may differ, and the map does not say so: {missing:x}")
         self.merged &= ~self.map.sure
         self.touch()
@@ -237,9 +296,10 @@ class Oracle(Model):
             self.dirty &= ~gone
         require(dirty == self.dirty, f"dirty for no reason: {dirty & ~self.dirty:x}")
         ondisk = int.from_bytes(self.seq.bitmap("ondisk"), "little")
-        require(ondisk == self.map.sure, f"on disk: {ondisk:x}, and it says {self.map.sure:x}")
-        waiting = any(op.entered and not op.started for op in self.locks)
-        if self.map.flight is None:
+        require(ondisk == self.map.sure or self.detached, f"on disk: {ondisk:x}, and it says {self.map.sure:x}")
+        unsure = ~self.map.sure
+        waiting = any(op.entered and not op.started and op.mutation and op.mask & unsure for op in self.locks)
+        if self.map.flight is None and not self.turn_detach and not self.detached:
             require(not self.joining and not waiting, "somebody waits for the map, and no update is under way")
         ndirty = (self.out | inflight).bit_count()
         require(self.seq.s.ndirty == ndirty, f"ndirty is {self.seq.s.ndirty}, counted: {ndirty}")
@@ -274,6 +334,8 @@ class Oracle(Model):
             return DONE
         if op.granting:
             return GRANTWAIT
+        if op.settling:
+            return DURABLEWAIT
         if op.cmd == FLUSH:
             return RUNNING if op.started else QUEUED
         if op.started:
@@ -318,9 +380,11 @@ class Oracle(Model):
             require(not self.out, "a resynchronisation ends, and extents differ")
             late = self.copies_fresh | self.copies_covered
             require(not late, f"a resynchronisation ends, and copies are not flushed: {late:x}")
-            self.sync_on = self.sync_remote = False
+            self.sync_on, self.peer_whole, self.settling = False, True, self.sync_remote
         events &= ~SYNC_DONE
         require(events == self.events, f"events are {events}, to be {self.events}")
+        for name in FLAGS:
+            require(bool(getattr(self.seq.s, name)) == getattr(self, name), name)
 
     def take_answers(self) -> list[Op]:
         found = self.seq.acked()

@@ -5,6 +5,7 @@ import pytest
 from tests.sim.harness import (
     ASYNC,
     CONNECTED,
+    FLAG_DURABLE,
     FULLSYNC,
     MAP_FAILED,
     MEMSYNC,
@@ -48,13 +49,32 @@ def test_nothing_goes_to_the_secondary_before_the_merged_map_is_durable() -> Non
     assert b.updating() == {0, 1, 4} and b.seq.s.connected == 0
     slots = [b.write(0), b.write(1), b.write(9), b.delete(12)]
     read, flush = b.read(0), b.flush()
-    assert b.remote == [] and b.local == [b.seq.map_slot, read, flush]
+    assert b.remote == [] and b.local == [b.seq.map_slot, read]
     b.map_done()
     assert b.raised == 0 and b.updating() == {0, 1, 4, 9, 12} and b.remote == []
     b.map_done()
-    assert b.raised == CONNECTED and b.remote == slots
+    assert b.raised == CONNECTED and b.remote == [*slots, flush]
     assert [slot for slot in b.local if slot in slots] == slots
     assert b.seq.sync() == {0, 1, 4} and b.map == 0b1001000010011
+
+
+def test_merged_map_is_durable_also_without_metaflush() -> None:
+    """The secondary clears its own: what it had, and what this node had not flushed, would be marked nowhere after a
+    loss of power of both."""
+    b = Bench(connected=False)
+    b.seq.s.metaflush = 0
+    slot = b.write(1)
+    assert b.seq.bio[b.seq.map_slot].flags == 0
+    b.map_done()
+    b.local_done(slot)
+    b.grant()
+    b.raised = 0
+    b.connect(0b10)
+    assert b.updating() == {1} and b.seq.bio[b.seq.map_slot].flags == FLAG_DURABLE and b.seq.s.connected == 0
+    b.map_done()
+    assert b.raised == CONNECTED
+    b.write(3)
+    assert b.seq.bio[b.seq.map_slot].flags == 0
 
 
 def test_merged_extents_are_out_of_sync() -> None:

@@ -143,7 +143,7 @@ def test_read_that_fails_here_is_sent_to_the_secondary() -> None:
     b.local_done(slot, 5)
     assert b.answers == {} and b.remote == [slot]
     b.remote_done(slot)
-    assert b.answers == {slot: 0} and b.seq.s.stats.read_error == 0
+    assert b.answers == {slot: 0} and b.seq.s.stats.read_error == 1  # the client sees none, status does
 
 
 def test_read_that_fails_on_both_tells_the_local_error() -> None:

@@ -1,6 +1,6 @@
 """Client flushes: invariant 5's second half, and how they are put together."""
 
-from tests.sim.harness import ASYNC, MEMSYNC, REMOTE_FAILED, Bench
+from tests.sim.harness import ASYNC, MEMSYNC, NEED_DEGRADED, REMOTE_FAILED, Bench
 
 
 def hot(**wanted: int) -> Bench:
@@ -62,16 +62,41 @@ def test_remote_error_drops_the_secondary_and_is_not_the_clients() -> None:
     slot = b.flush()
     b.local_done(slot)
     b.remote_done(slot, 5)
-    assert b.answers == {slot: 0} and b.raised == REMOTE_FAILED
+    assert b.answers == {} and b.raised == REMOTE_FAILED | NEED_DEGRADED
+    b.grant()
+    assert b.answers == {slot: 0}
 
 
-def test_degraded_flush_is_local_alone() -> None:
+def test_degraded_flush_is_local_alone_and_waits_for_the_grant() -> None:
+    """What it makes durable was acknowledged by both, and is durable on one from now on: that has to be known."""
     b = hot()
     b.disconnect()
     slot = b.flush()
     assert b.local == [slot] and b.remote == []
     b.local_done(slot)
+    assert b.answers == {} and b.raised == NEED_DEGRADED
+    b.grant()
     assert b.answers == {slot: 0}
+    again = b.flush()
+    b.local_done(again)
+    assert b.answers[again] == 0
+
+
+def test_degraded_flush_of_what_both_have_flushed_needs_no_grant() -> None:
+    """Nothing was written since: a counter raised for nothing would end in a needless split-brain."""
+    b = hot()
+    b.whole_flush()
+    b.disconnect()
+    slot = b.flush()
+    b.local_done(slot)
+    assert b.answers == {slot: 0} and b.raised == 0
+
+
+def test_degraded_flush_after_a_restart_with_extents_that_may_differ_needs_the_grant() -> None:
+    b = Bench(connected=False, load=0b1)
+    slot = b.flush()
+    b.local_done(slot)
+    assert b.answers == {} and b.raised == NEED_DEGRADED
 
 
 def test_lost_secondary_ends_a_flush_that_waits_for_it() -> None:
@@ -81,7 +106,7 @@ def test_lost_secondary_ends_a_flush_that_waits_for_it() -> None:
     b.local_done(running)
     after = b.flush()
     b.disconnect()
-    assert b.answers == {done: 0, running: 0}
+    assert b.answers == {done: 0, running: 0} and b.raised == 0
     assert b.local == [after] and b.remote == []
 
 

@@ -146,6 +146,10 @@ def test_a_failed_flush_is_not_made_good_by_the_next() -> None:
         flush = b.flush()
         b.local_done(flush, 5 if broken == "local" else 0)
         b.remote_done(flush, 5 if broken == "remote" else 0)
+        if broken == "remote":
+            assert b.seq.idle() == 0  # it is about to be dropped
+            b.disconnect()
+            b.connect()
         b.whole_flush()
         b.rest()
         assert 9 in b.seq.dirty() and 9 in b.seq.sync()
@@ -155,7 +159,8 @@ def test_write_after_a_failed_flush_is_cleared_as_ever() -> None:
     b = Bench(keepdirty=2)
     b.whole_write(12)
     flush = b.flush()
-    b.done(flush, 5)
+    b.local_done(flush, 5)
+    b.remote_done(flush)
     cold(b, 9, range(2))
     b.rest()
     assert 9 not in b.seq.dirty() and 12 in b.seq.sync()

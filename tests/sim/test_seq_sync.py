@@ -141,6 +141,26 @@ def test_chunk_that_fails_is_tried_again_after_a_tick() -> None:
     assert b.raised == SYNC_DONE
 
 
+def test_secondary_that_has_failed_a_request_is_copied_nothing_any_more() -> None:
+    """It may count as complete still, and become primary: it must not have part of what is newer (invariant 10)."""
+    b = behind(3, rate=1)
+    [chunk] = b.local
+    slot = b.write(7)
+    b.settle_map()
+    b.remote_done(slot, 5)
+    assert b.raised & REMOTE_FAILED
+    b.local_done(chunk)
+    b.seq.s.sync_rate = 0
+    tick(b)
+    assert chunk not in b.remote and not [n for n in b.local if b.seq.bio[n].cmd == READ]
+    b.disconnect()
+    b.connect()
+    b.settle_map()
+    b.seq.lib.hast_seq_sync_start(b.seq.arena, 0)
+    b.look()
+    assert [n for n in b.local if b.seq.bio[n].cmd == READ]
+
+
 def test_lost_in_the_middle() -> None:
     b = behind(*range(8), nclient=8)
     reading = list(b.local)
@@ -190,17 +210,57 @@ def test_reads_of_newer_data_wait_for_the_merged_map() -> None:
     assert b.remote == []
     assert old not in b.answers
     b.map_done()
+    b.done(b.seq.own_flush_slot)  # nothing is read that the secondary could lose again
     assert b.remote == [old]
     b.remote_done(old)
     assert b.answers[old] == 0
 
 
-def test_reads_of_newer_data_fail_when_the_connection_ends_first() -> None:
+def test_reads_of_newer_data_wait_on_when_the_connection_ends_first_and_fail_when_that_is_given_up() -> None:
     b = Bench(connected=False)
     b.seq.s.sync_remote = 1
     b.connect(1 << 4)
     old = b.read(4)
     b.disconnect()
-    assert b.answers[old] == 5
     b.map_done()
+    assert old not in b.answers
+    b.give_up()
+    assert b.answers[old] == 5
     assert old not in b.local
+
+
+def test_what_was_copied_and_saved_is_not_copied_again_after_an_interruption() -> None:
+    """Both flush it while the copying goes on, then the map on disk is cleared of it: that outlives the connection, and
+    what reads the map after this node has died."""
+    b = behind(2, 4, 6, rate=4096, slab_size=4096, extentsize=4096)
+    own = b.seq.own_flush_slot
+    for _ in range(10):  # the rate lets one extent go in each second
+        tick(b)
+        for chunk in [slot for slot in [*b.local, *b.remote] if slot != own]:
+            b.done(chunk)
+        if own in b.local:
+            break
+    copied = {2, 4, 6} - b.seq.sync()
+    assert own in b.local and own in b.remote and 0 < len(copied) < 3 and b.raised == 0
+    b.done(own)
+    b.map_done()
+    assert b.map == sum(1 << n for n in {2, 4, 6} - copied)
+    b.disconnect()
+    assert b.seq.sync() == {2, 4, 6} - copied
+
+
+def test_what_was_copied_after_the_flush_began_is_not_saved_by_it() -> None:
+    b = behind(2, 4, 6, rate=4096, slab_size=4096, extentsize=4096)
+    own = b.seq.own_flush_slot
+    while own not in b.local:
+        tick(b)
+        for chunk in [slot for slot in [*b.local, *b.remote] if slot != own]:
+            b.done(chunk)
+    before = b.seq.sync()
+    while b.seq.sync() == before:
+        tick(b)
+        for chunk in [slot for slot in [*b.local, *b.remote] if slot != own]:
+            b.done(chunk)
+    b.done(own)
+    b.disconnect()
+    assert b.seq.sync() == before

@@ -20,7 +20,8 @@ from tests.sim.variants import Mistake
 
 def in_seq(name: str, old: str, new: str) -> Mistake:
     """In the file, of those that bios go through, in which it stands."""
-    files = [f for f in ("seq.c", "seq_mutation.c", "seq_flush.c") if old in (build.HERE / f).read_text()]
+    names = ("seq.c", "seq_mutation.c", "seq_flush.c", "seq_local.c")
+    files = [f for f in names if old in (build.HERE / f).read_text()]
     return Mistake(name, files[0] if files else "seq.c", old, new)
 
 
@@ -36,13 +37,13 @@ MISTAKES = [
     ),
     in_seq(
         "write_before_the_map",
-        "else if (seq_map_enter(a, bio) && !seq_of(a)->joining)",
-        "else if ((seq_map_enter(a, bio) || 1) && !seq_of(a)->joining)",
+        "else if (!seq_held(a) && seq_map_durable(a, bio))\n\t\tseq_launch(a, bio);",
+        "else if (!seq_held(a))\n\t\tseq_launch(a, bio);",
     ),
     in_seq(
         "answer_before_the_grant",
-        "if (verdict == 0 && !s->degraded_ok) {",
-        "if (verdict == 0 && s->joining) {",
+        "if (verdict == 0 && !s->degraded_ok)",
+        "if (verdict == 0 && s->joining)",
     ),
     in_seq(
         "range_free_when_answered",
@@ -56,8 +57,8 @@ MISTAKES = [
     in_seq("trust_a_lost_cache", "\tseq_distrust(a);\n\t/* A joining", "\t/* A joining"),
     in_seq(
         "trust_a_failed_flush",
-        "\t\tseq_raise(a, HAST_SEQ_REMOTE_FAILED);\n\tseq_distrust(a);",
-        "\t\tseq_raise(a, HAST_SEQ_REMOTE_FAILED);",
+        "\t\tseq_raise(a, HAST_SEQ_REMOTE_FAILED);\n\t}\n\tseq_distrust(a);",
+        "\t\tseq_raise(a, HAST_SEQ_REMOTE_FAILED);\n\t}",
     ),
     in_map(
         "join_before_the_map",
@@ -66,7 +67,7 @@ MISTAKES = [
     ),
     in_seq(
         "read_what_is_older_there",
-        "return s->sync_remote || !seq_sync_marked(a, bio);",
+        "return s->sync_remote || s->turning || s->peer_whole || !seq_sync_marked(a, bio);",
         "return 1;",
     ),
     in_map(
@@ -87,8 +88,8 @@ MISTAKES = [
     ),
     in_seq(
         "async_before_local",
-        "bio->state == HAST_BIO_GRANTWAIT || (bio->pending & LOCAL) != 0)",
-        "bio->state == HAST_BIO_GRANTWAIT)",
+        "bio->state == HAST_BIO_GRANTWAIT || (bio->pending & LOCAL) != 0 ||",
+        "bio->state == HAST_BIO_GRANTWAIT ||",
     ),
     in_seq("freed_before_answered", "if (!bio->held && !answer_waits(bio))", "if (!bio->held)"),
     in_seq(
@@ -103,6 +104,40 @@ MISTAKES = [
         "} else if (s->flushed >= s->sync_flush) {",
         "} else if (s->flushed <= s->sync_flush) {",
     ),
+    in_seq(
+        "hidden_before_it_is_stored",
+        "return bio->error[HAST_LOCAL] == 0 || (s->sync_remote && !s->turning && !s->settling);",
+        "return 1;",
+    ),
+    in_seq("hidden_before_it_is_durable_there", "if (bio->durable_epoch > s->flushed_remote)", "if (0)"),
+    in_seq(
+        "hidden_while_the_secondary_lacks_something",
+        "s->no_turn || !(s->peer_whole || s->sync_remote))",
+        "s->no_turn)",
+    ),
+    in_seq(
+        "told_before_it_is_durable_there",
+        "if (s->turn_epoch <= s->flushed_remote && !(s->turn_detach && s->map_busy)) {",
+        "if (!(s->turn_detach && s->map_busy)) {",
+    ),
+    in_seq("out_of_date_and_alone", "if (s->sync_remote && !remote_ok) {", "if (0) {"),
+    in_seq("read_from_a_cache_that_may_go", "s->confirming = 1;", "s->confirming = 0;"),
+    in_seq(
+        "answered_from_a_cache_that_is_lost",
+        ": seq_strict(a) && seq_sync_marked(a, bio))",
+        ": 0)",
+    ),
+    in_seq(
+        "blames_a_new_connection",
+        "if (component == HAST_REMOTE && bio->error[HAST_REMOTE] != 0 && s->connected)",
+        "if (bio->error[HAST_REMOTE] != 0 && s->connected)",
+    ),
+    in_seq(
+        "believes_a_secondary_that_has_failed",
+        "if (error == 0 && s->connected && (s->asked & HAST_SEQ_REMOTE_FAILED) != 0)",
+        "if (0)",
+    ),
+    in_seq("flush_without_a_grant", "return s->last_epoch > s->flushed || seq_sync_any(a);", "return 0;"),
 ]
 
 EVENTS = 100000

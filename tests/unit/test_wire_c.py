@@ -21,7 +21,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hast import compression, errnos, messages
-from hast.errors import DataError
+from hast.errors import DataError, ProtocolError
 from hast.ffi._hast import ffi, lib
 from hast.messages import Cmd, DataInfo, Reply, Request, check_request, pack_message
 from hast.nv import Nv, decode
@@ -223,7 +223,7 @@ def test_main_header(raw: bytes, highest: int, limit: int) -> None:
     error = lib.hast_wire_parse_main(GUARDED.put(raw), len(raw), highest, limit, version, size)
     try:
         main = messages.parse_main_header(raw, limit, highest)
-    except messages.ProtocolError:
+    except ProtocolError:
         assert error == lib.HAST_WIRE_EVERSION
     except DataError:
         assert error == (lib.HAST_WIRE_ESHORT if len(raw) < 5 else lib.HAST_WIRE_ELIMIT)
