@@ -2,6 +2,7 @@
 
 Invariants:
 - The worker holds the FUSE channel open as long as the resource is primary, so that the device outlives a ggate stage.
+  Main and the keeper hold it as well (hast/keeping.py): it outlives the worker, and the next one adopts it.
 - What may wait for the device's own server runs in a short-lived child with a deadline, never in the worker: when the
   deadline is over the device is aborted, and everything that waits for it fails.
 """
@@ -38,12 +39,24 @@ class BlockDevice:
         self.rundir = rundir
         self.fd = -1
         self.path: str | None = None
+        self.kept = False  # main has its channel as well: the device may outlive this worker
+        self.dead = False  # its channel was closed by the kernel
 
     def open(self) -> None:
         """Make the channel and mount it; the ggate stage is to serve it next. Raises HastError."""
         fuse.clear(self.rundir, self.resource.name)
         self.fd = fuse.open_channel()
         fuse.mount(self.fd, self.rundir, self.resource.name)
+
+    def adopt(self, fd: int) -> None:
+        """Go on with the device that the worker before this one has left; owns its channel."""
+        self.fd, self.kept = fd, True
+        self.path = str(fuse.DEVDIR / self.resource.provname)
+
+    @property
+    def mount(self) -> str:
+        """The mount point of its file system."""
+        return str(fuse.mount_point(self.rundir, self.resource.name))
 
     async def attach(self) -> None:
         """Put the loop device on it and publish the name. Raises HastError."""
@@ -54,11 +67,13 @@ class BlockDevice:
         device = fuse.attach_loop(self.rundir, self.resource.name)
         fuse.publish(device, self.resource.provname)
 
-    async def detach(self) -> None:
-        """Take the name, the loop device and the mount away. Raises HastError."""
+    async def detach(self, abort: bool = False) -> None:
+        """Take the name, the loop device and the mount away; abort: nobody serves it. Raises HastError."""
         if self.fd < 0:
             return
         self.path = None
+        if abort:
+            fuse.abort(self.rundir, self.resource.name)
         fuse.withdraw(self.rundir, self.resource.name, self.resource.provname)
         await self._in_child("detach", self._detach, DETACH_SECONDS)
 

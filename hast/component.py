@@ -21,11 +21,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from hast import boot
 from hast.activemap import (
     DEFAULT_EXTENTSIZE,
     DEFAULT_KEEPDIRTY,
     FILE_SECTOR_SIZE,
     METADATA_SIZE,
+    all_dirty,
+    clear_bit,
+    extent_count,
     geometry,
 )
 from hast.errors import (
@@ -51,11 +55,13 @@ PLACE = "check 'local' in hast.conf"
 
 @dataclass
 class Component:
-    """An open component. Sizes in bytes; `fd` is what the disk stage gets.
+    """An open component. Sizes in bytes; `fd` is what the disk stage gets, `own` is this process's: opened once more,
+    because the kernel tells of lost pages once for each opening, and whoever is told takes it away from the others.
 
     direct: the descriptor bypasses the page cache, all its I/O is then a multiple of `align` bytes (1 without).
     can_delete: DELETE works, that is, a range can be made to read as zeros without being written. engine: what the
-    disk stage is to use: "inline", "uring" or "threads".
+    disk stage is to use: "inline", "uring" or "threads". note: a file that says so when a flush fails
+    (hast/boot.py). sync_failed: one has.
     """
 
     resource: str
@@ -64,6 +70,9 @@ class Component:
     is_block: bool
     mediasize: int
     sectorsize: int
+    own: int = -1
+    note: Path | None = None
+    sync_failed: bool = False
     memory_backed: bool = False
     direct: bool = False
     align: int = 1
@@ -76,22 +85,30 @@ class Component:
         check_media(metadata, self.mediasize)
         return metadata
 
-    def write_metadata(self, metadata: Metadata, flush: bool = True) -> None:
-        """Write the metadata block; with `flush` it is durable afterwards. Raises DiskError, DataError."""
+    def write_metadata(self, metadata: Metadata) -> None:
+        """Write the metadata block; it is durable afterwards. Raises DiskError, DataError."""
         self.pwrite(0, metadata.pack())
-        if flush:
-            self.flush()
+        self.flush()
 
     def read_map(self, metadata: Metadata) -> bytes:
         """The activemap as it is on disk, metadata.mapsize bytes. Raises DiskError."""
         return self.pread(METADATA_SIZE, metadata.mapsize)
+
+    def fill_map(self, metadata: Metadata) -> None:
+        """Have the activemap say, durably, that every extent is dirty. Raises DiskError."""
+        extents = extent_count(metadata.datasize, metadata.extentsize)
+        bits = bytearray(all_dirty(metadata.mapsize))
+        for extent in range(extents, 8 * metadata.mapsize):
+            clear_bit(bits, extent)
+        self.pwrite(METADATA_SIZE, bytes(bits))
+        self.flush()
 
     def pread(self, offset: int, length: int) -> bytes:
         """Exactly length (> 0) bytes from offset. Raises DiskError."""
         with self._buffer(length) as buffer, _io(self, "read"):
             done = 0
             while done < length:
-                n = os.preadv(self.fd, [buffer[done:length]], offset + done)
+                n = os.preadv(self.own, [buffer[done:length]], offset + done)
                 if n == 0:
                     raise OSError(errno.EIO, "unexpected end")
                 done += n
@@ -103,21 +120,28 @@ class Component:
             buffer[: len(data)] = data
             done = 0
             while done < len(data):
-                n = os.pwritev(self.fd, [buffer[done : len(data)]], offset + done)
+                n = os.pwritev(self.own, [buffer[done : len(data)]], offset + done)
                 if n == 0:
                     raise OSError(errno.EIO, "nothing was written")
                 done += n
 
     def flush(self) -> None:
-        """Make durable what was written. Raises DiskError."""
-        with _io(self, "flushed"):
-            os.fdatasync(self.fd)
+        """Make durable what was written, by whomever. Raises DiskError: then what was only in the cache may be lost."""
+        try:
+            with _io(self, "flushed"):
+                os.fdatasync(self.own)
+        except DiskError:
+            self.sync_failed = True
+            if self.note is not None:
+                boot.spoil(self.note)
+            raise
 
     def close(self) -> None:
-        """Close this process's descriptor; the lock goes with the last one. May be called again."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        """Close this process's descriptors; the lock goes with the last one. May be called again."""
+        for fd in (self.fd, self.own):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self.own = -1
 
     @contextmanager
     def _buffer(self, length: int) -> Iterator[memoryview]:
@@ -140,19 +164,26 @@ def _io(component: Component, what: str) -> Iterator[None]:
 
 
 def open_component(
-    resource: str, path: str, directio: str = "auto", write: bool = True, wait: float = 0.0
+    resource: str,
+    path: str,
+    directio: str = "auto",
+    write: bool = True,
+    wait: float = 0.0,
+    note: Path | None = None,
 ) -> Component:
     """Open, lock and examine the component of a resource.
 
     directio: "on", "off" or "auto" (block devices, and files whose file system takes direct I/O in 512-byte sectors).
     write=False only looks: no lock, no direct I/O, so it works beside a running hastd. wait: seconds to keep trying
-    while it is in use: a process that was killed takes a moment to be gone, and its lock with it.
+    while it is in use: a process that was killed takes a moment to be gone, and its lock with it. note: see Component.
     Raises NoInputError, PermissionDeniedError, TemporaryError (in use), DiskError, SystemCallError.
     """
     deadline = time.monotonic() + wait
     while True:
         try:
-            return _open_once(resource, path, directio, write)
+            component = _open_once(resource, path, directio, write)
+            component.note = note
+            return component
         except TemporaryError:
             if time.monotonic() >= deadline:
                 raise
@@ -167,6 +198,9 @@ def _open_once(resource: str, path: str, directio: str, write: bool) -> Componen
         component = _examine(resource, path, fd, is_block)
         if write:
             _choose_io(component, directio)
+        flags = (os.O_RDWR if write else os.O_RDONLY) | (os.O_DIRECT if component.direct else 0)
+        with _io(component, "opened again"):
+            component.own = os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC | os.O_NOCTTY)
         return component
     except BaseException:
         os.close(fd)

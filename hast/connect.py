@@ -24,10 +24,11 @@ from hast.channel import Channel, Message
 from hast.config import Resource
 from hast.errors import DataError, ProtocolError
 from hast.handshake import Agreement, PeerError, PrimaryHandshake, RefusedError
-from hast.messages import FIRST_VERSION
-from hast.metadata import Metadata
+from hast.messages import FIRST_VERSION, PROTOCOL_VERSION, Refusal, pack_message
+from hast.metadata import Metadata, Pair
+from hast.notice import Notice, parse_reply
 from hast.nv import Nv
-from hast.sockio import read_exactly, read_message, write_all
+from hast.sockio import read_exactly, read_message, watch, write_all
 from hast.stages.launch import fork
 
 WAIT_SECONDS = 1.0  # between attempts while the peer says that it may become secondary soon
@@ -36,19 +37,22 @@ MAX_ADDRESSES = 16  # of a name that are tried
 IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h; other systems refuse it and do without
 
 Endpoint = tuple[int, tuple[Any, ...]]  # address family, socket address with an IP address in it
+Route = tuple[Endpoint, Endpoint | None]  # to, and from
 
 
 @dataclass(frozen=True)
 class Established:
     """Two connections whose handshake is done, non-blocking; the caller closes them.
 
-    out is connection 1, for requests, incoming connection 2, for replies; peer is the address for messages.
+    out is connection 1, for requests, incoming connection 2, for replies; peer is the address for messages; route:
+    how to get there once more.
     """
 
     out: socket.socket
     incoming: socket.socket
     peer: str
     agreement: Agreement
+    route: Route
 
     def close(self) -> None:
         self.out.close()
@@ -63,12 +67,13 @@ class Progress:
 
 
 async def connect(
-    resource: Resource, metadata: Metadata, *, version: int = FIRST_VERSION, virgin: bool = False
+    resource: Resource, metadata: Metadata, *, version: int = FIRST_VERSION, virgin: bool = False, keepmap: bool = False
 ) -> Established:
     """Connect to `resource.remote` and agree with the secondary there, within `resource.timeout` seconds.
 
     metadata is this node's, with a primary's pair and a resuid; version the one in force when there was a connection
-    before; virgin: see PrimaryHandshake. What is in the result's agreement is to be stored before a request is sent.
+    before; virgin, keepmap: see PrimaryHandshake. What is in the result's agreement is to be stored before a request is
+    sent.
     Raises RefusedError when the peer says no, PeerError for everything else that can be the peer's or the network's
     fault (MismatchError among them), SystemCallError.
     """
@@ -76,7 +81,7 @@ async def connect(
     progress = Progress()
     try:
         async with asyncio.timeout(resource.timeout):
-            return await _connect(resource, metadata, version, virgin, progress)
+            return await _connect(resource, metadata, version, (virgin, keepmap), progress)
     except OSError as error:  # TimeoutError is one
         late = isinstance(error, TimeoutError) and error.errno is None
         why = f"it took more than {resource.timeout} s" if late else error.strerror
@@ -86,29 +91,35 @@ async def connect(
 
 
 async def connect_patiently(
-    resource: Resource, metadata: Metadata, *, version: int = FIRST_VERSION, virgin: bool = False
+    resource: Resource, metadata: Metadata, *, version: int = FIRST_VERSION, virgin: bool = False, keepmap: bool = False
 ) -> Established:
     """connect(), again each second while the peer says that it may become secondary soon, for `timeout` seconds.
 
     For a primary that starts: before that it should not write alone. Raises as connect() does.
     """
-    loop = asyncio.get_running_loop()
-    end = loop.time() + resource.timeout
-    while True:
-        try:
-            return await connect(resource, metadata, version=version, virgin=virgin)
-        except RefusedError as error:
-            if not error.wait or loop.time() + WAIT_SECONDS > end:
-                raise
-            await asyncio.sleep(WAIT_SECONDS)
+    refused: RefusedError | None = None
+    try:
+        async with asyncio.timeout(resource.timeout):
+            while True:
+                try:
+                    return await connect(resource, metadata, version=version, virgin=virgin, keepmap=keepmap)
+                except RefusedError as error:
+                    refused = error
+                    if not error.wait:
+                        raise
+                await asyncio.sleep(WAIT_SECONDS)
+    except TimeoutError:
+        if refused is not None:
+            raise refused from None
+        raise PeerError(f"{resource.name}: {resource.remote}: it took more than {resource.timeout} s") from None
 
 
 async def _connect(
-    resource: Resource, metadata: Metadata, version: int, virgin: bool, progress: Progress
+    resource: Resource, metadata: Metadata, version: int, words: tuple[bool, bool], progress: Progress
 ) -> Established:
     assert resource.remote is not None
     peer = str(resource.remote)
-    handshake = PrimaryHandshake(metadata, peer, version, virgin)
+    handshake = PrimaryHandshake(metadata, peer, version, *words)
     with contextlib.ExitStack() as sockets:
         out, endpoint, source = await _first_socket(resource, progress)
         sockets.callback(out.close)
@@ -118,13 +129,38 @@ async def _connect(
         progress.waiting = "the second connection"
         incoming = await _open(endpoint, source)
         sockets.callback(incoming.close)
+        for sock in (out, incoming):
+            watch(sock, resource.timeout)
         progress.waiting = "handshake step 2"
         await write_all(incoming, request)
         size = handshake.second_reply(await _second_reply(out, incoming))
         progress.waiting = "the activemap of handshake step 2"
         agreement = handshake.finish(await read_exactly(out, size, "map"))
         sockets.pop_all()
-        return Established(out, incoming, peer, agreement)
+        return Established(out, incoming, peer, agreement, (endpoint, source))
+
+
+async def tell(resource: Resource, route: Route, token: bytes, word: str) -> Pair | None:
+    """Give the secondary a notice (hast/notice.py), within `resource.timeout` seconds; its pair, when that has changed.
+
+    Raises RefusedError when it refuses, PeerError when nobody knows whether it has heeded it.
+    """
+    target, source = route
+    peer = str(resource.remote)
+    try:
+        async with asyncio.timeout(resource.timeout):
+            with await _open(target, source) as sock:
+                notice = Notice(resource.name, token, word)
+                await write_all(sock, pack_message(PROTOCOL_VERSION, notice.to_nv()))
+                reply = parse_reply((await read_message(sock))[1])
+    except TimeoutError:
+        raise PeerError(f"{resource.name}: {peer} does not answer the notice '{word}'") from None
+    except (DataError, ProtocolError, OSError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise PeerError(f"{resource.name}: {peer} cannot be given the notice '{word}': {why}") from error
+    if isinstance(reply, Refusal):
+        raise RefusedError(resource.name, peer, reply)
+    return reply
 
 
 async def _second_reply(out: socket.socket, incoming: socket.socket) -> Nv:
@@ -163,7 +199,7 @@ async def _tasks(*bodies: Any) -> AsyncIterator[list[asyncio.Task[Nv]]]:
 # Sockets.
 
 
-async def _first_socket(resource: Resource, progress: Progress) -> tuple[socket.socket, Endpoint, Endpoint | None]:
+async def _first_socket(resource: Resource, progress: Progress) -> tuple[socket.socket, *Route]:
     """Connection 1, and between which addresses it is. Raises PeerError, OSError."""
     remote, source = resource.remote, resource.source
     assert remote is not None

@@ -23,6 +23,8 @@ CMD_SET_ROLE = 1
 CMD_STATUS = 2
 FIRST_OWN_CMD = 64
 CMD_STOP = 64  # end hastd; names no resource; the reply has no elements when it was accepted
+CMD_DISCARD = 65  # give up a secondary's own changes at the next split-brain; the reply is that of CMD_SET_ROLE
+CMD_RESTART = 66  # start hastd anew, resources go on; as CMD_STOP, and errmsg says why not
 
 ERROR_NONE = 0
 ERROR_NO_ENTRY = 1  # no such resource
@@ -65,17 +67,20 @@ class Role(IntEnum):
 
 @dataclass(frozen=True)
 class ControlRequest:
-    """A request: command, role (only for CMD_SET_ROLE), and names of resources or just ALL."""
+    """A request: command, role and whether to force it (only for CMD_SET_ROLE), and names of resources or just ALL."""
 
     cmd: int
     resources: tuple[str, ...] = ()
     role: Role | None = None
+    force: bool = False
 
     def to_nv(self) -> Nv:
         nv = Nv()
         nv.add_uint8("cmd", self.cmd)
         if self.role is not None:
             nv.add_uint8("role", self.role)
+        if self.force:
+            nv.add_int8("force", 1)
         for n, name in enumerate(self.resources):
             nv.add_string(f"resource{n}", name)
         return nv
@@ -90,9 +95,9 @@ class ControlRequest:
                 raise DataError(f"unknown role {number}")
             role = Role(number)
         resources = _resources(nv)
-        if cmd in (CMD_SET_ROLE, CMD_STATUS) and not resources:
+        if cmd in (CMD_SET_ROLE, CMD_STATUS, CMD_DISCARD) and not resources:
             raise DataError(f"control request {cmd} names no resource")
-        return cls(cmd, resources, role)
+        return cls(cmd, resources, role, role is not None and nv.get_int8("force", 0) != 0)
 
 
 @dataclass(frozen=True)
@@ -131,8 +136,9 @@ class StatusEntry:
 
     None means that the element is not there: all but `resource` when there is an error, everything from
     `status` on when no worker runs. dirty and extentsize in bytes, keepdirty in extents, stat_* count
-    requests since the worker began, *_queue_size count requests in that stage now. errmsg, which FreeBSD's
-    hastctl ignores, says in one line why a worker that should run has nothing to say.
+    requests since the worker began, *_queue_size count requests in that stage now. FreeBSD's hastctl ignores the rest:
+    syncing is 1 when the component is the target of a synchronisation that is not complete, errmsg says in one line why
+    a worker that should run has nothing to say.
     """
 
     resource: str
@@ -164,6 +170,7 @@ class StatusEntry:
     send_queue_size: int | None = None
     recv_queue_size: int | None = None
     done_queue_size: int | None = None
+    syncing: int | None = None
     errmsg: str | None = None
 
     def add_to(self, nv: Nv, n: int) -> None:
@@ -194,25 +201,31 @@ class StatusEntry:
         return cls(resource, error, **values)  # type: ignore[arg-type]
 
 
-# Those of FreeBSD: not resource and error, which come first, and not errmsg, which is ours and comes last.
+# Not resource and error, which come first, and not errmsg, which comes last. `syncing` is ours.
 STATUS_ELEMENTS = tuple(field.name for field in fields(StatusEntry))[2:-1]
 _STATUS_STRINGS = (
     "provname", "localpath", "remoteaddr", "sourceaddr", "replication", "checksum", "compression", "role",
     "status",
 )  # fmt: skip
 # What is neither a string nor named here is a uint64.
-_STATUS_WRITERS = {"workerpid": Nv.add_int32, "extentsize": Nv.add_uint32, "keepdirty": Nv.add_uint32}
+_STATUS_WRITERS: dict[str, Callable[[Nv, str, int], None]] = {
+    "workerpid": Nv.add_int32,
+    "extentsize": Nv.add_uint32,
+    "keepdirty": Nv.add_uint32,
+    "syncing": Nv.add_uint8,
+}
 _STATUS_READERS: dict[str, Callable[[Nv, str], str | int]] = {
     "workerpid": Nv.get_int32,
     "extentsize": Nv.get_uint32,
     "keepdirty": Nv.get_uint32,
+    "syncing": Nv.get_uint8,
     **dict.fromkeys(_STATUS_STRINGS, Nv.get_string),
 }
 
 
 @dataclass(frozen=True)
 class RoleReply:
-    """Reply to CMD_SET_ROLE: an error for the whole, else an entry for each resource."""
+    """Reply to CMD_SET_ROLE and CMD_DISCARD: an error for the whole, else an entry for each resource."""
 
     entries: tuple[RoleEntry, ...] = ()
     error: int = ERROR_NONE
@@ -242,9 +255,12 @@ class StatusReply:
         return cls(tuple(entries), nv.get_int16("error", ERROR_NONE))
 
 
-def error_reply(error: int) -> Nv:
+def error_reply(error: int, errmsg: str = "") -> Nv:
     """The reply to a request that failed as a whole; with ERROR_NONE, the empty reply to CMD_STOP."""
-    return _reply(error, ())
+    nv = _reply(error, ())
+    if errmsg:
+        nv.add_string("errmsg", errmsg)
+    return nv
 
 
 def _reply(error: int, entries: Sequence[RoleEntry | StatusEntry]) -> Nv:

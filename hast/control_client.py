@@ -13,10 +13,11 @@ import time
 from hast.address import Address
 from hast.control import VERSION, error_text
 from hast.errors import ConfigError, HastError, ProtocolError, SystemCallError, UnavailableError
-from hast.messages import HANDSHAKE_LIMIT, MAIN_HEADER, REQUEST_LIMIT, pack_message, parse_main_header
+from hast.framing import HANDSHAKE_LIMIT, MAIN_HEADER, REQUEST_LIMIT, pack_message, parse_main_header
 from hast.nv import Nv, decode
 
 CHUNK = 65536
+BUSY_SECONDS = 0.02  # between attempts while hastd has no room for more clients
 
 
 class RefusedError(HastError):
@@ -42,13 +43,22 @@ class ControlClient:
     def connect(self) -> None:
         """Raises SystemCallError, whose exit code is that of FreeBSD's hastctl."""
         try:
-            self._limit()
-            self._socket.connect(self.path)
+            while not self._try_connect():
+                time.sleep(BUSY_SECONDS)
         except OSError as error:
             hint = ": is hastd running?" if isinstance(error, FileNotFoundError | ConnectionRefusedError) else ""
             raise SystemCallError(
                 f"cannot connect to hastd through {self.path}: {error.strerror or error}{hint}"
             ) from error
+
+    def _try_connect(self) -> bool:
+        """Whether there was room for one more client. Raises OSError."""
+        self._limit()
+        try:
+            self._socket.connect(self.path)
+        except BlockingIOError:
+            return False  # a Unix socket with a time limit does not wait for room
+        return True
 
     def request(self, nv: Nv) -> Nv:
         """Send a request, return the reply.
@@ -65,7 +75,8 @@ class ControlClient:
             raise UnavailableError(f"no answer from hastd through {self.path}: {error.strerror or error}") from error
         error_number = reply.get_int16("error", 0)
         if error_number:
-            raise RefusedError(f"hastd refuses the request: {error_text(error_number)} (error {error_number})")
+            why = reply.get_string("errmsg", "") or error_text(error_number)
+            raise RefusedError(f"hastd refuses the request: {why} (error {error_number})")
         return reply
 
     def wait_closed(self) -> None:

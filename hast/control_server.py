@@ -3,7 +3,8 @@
 Invariants:
 - Only root and the user that hastd runs as are heard: the socket's mode is 0600, and the peer's uid is checked.
 - A client that sends nothing, garbage, too much, or does not read costs its own connection, within CLIENT_SECONDS.
-  When there are CLIENT_LIMIT connections, the one that has been silent for longest makes room for a new one.
+  When there are CLIENT_LIMIT connections, the one that has been silent for longest makes room for a new one. Whoever
+  speaks at once is heard before a flood of others can have that effect on it.
 - Nothing is allocated by a size that a client names before that size was checked.
 - A request that was understood is carried out whether its client waits for the reply or not.
 """
@@ -18,18 +19,21 @@ import stat
 import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from hast.control import CMD_STOP, ERROR_INVALID, VERSION, ControlRequest, error_reply
+from hast.complaints import Complaints
+from hast.control import CMD_RESTART, CMD_STOP, ERROR_INVALID, VERSION, ControlRequest, error_reply
 from hast.errors import DataError, HastError, PermissionDeniedError, SystemCallError, TemporaryError
-from hast.messages import HANDSHAKE_LIMIT, MAIN_HEADER, REQUEST_LIMIT, pack_message, parse_main_header
+from hast.framing import HANDSHAKE_LIMIT, MAIN_HEADER, REQUEST_LIMIT, pack_message, parse_main_header
 from hast.nv import Nv, decode
 
 log = logging.getLogger(__name__)
 
 CLIENT_SECONDS = 5.0  # for a request to arrive whole, and for a reply to be taken
 CLIENT_LIMIT = 64
-BACKLOG = 64
+BACKLOG = 128
+ACCEPT_AT_ONCE = 16  # then those are read who were accepted before
 
 Handler = Callable[[ControlRequest], Awaitable[Nv]]
 
@@ -94,6 +98,7 @@ class ControlServer:
         self._path = Path(sock.getsockname())
         self._inode = self._path.lstat().st_ino
         self._handler = handler
+        self._complaints = Complaints(log)
         self._server: asyncio.Server | None = None
         self._silent: dict[asyncio.Task[None], None] = {}  # clients that have not sent a whole request, by age
         self._clients: set[asyncio.Task[None]] = set()
@@ -101,15 +106,24 @@ class ControlServer:
 
     async def start(self) -> None:
         """Hear clients from now on."""
-        self._server = await asyncio.start_unix_server(self._client, sock=self._socket, limit=REQUEST_LIMIT)
+        self._server = await self._listen(self._socket)
 
     async def move(self, sock: socket.socket) -> None:
         """Hear clients at another listening socket. Those that the old one has brought still get their replies."""
-        server = await asyncio.start_unix_server(self._client, sock=sock, limit=REQUEST_LIMIT)
+        server = await self._listen(sock)
         self._stop_listening()
         self._socket, self._server = sock, server
         self._path = Path(sock.getsockname())
         self._inode = self._path.lstat().st_ino
+
+    async def _listen(self, sock: socket.socket) -> asyncio.Server:
+        """Accept clients from now on."""
+        # To asyncio its `backlog` is also how many it accepts at once.
+        server = await asyncio.start_unix_server(
+            self._connected, sock=sock, limit=REQUEST_LIMIT, backlog=ACCEPT_AT_ONCE
+        )
+        sock.listen(BACKLOG)
+        return server
 
     def _stop_listening(self) -> None:
         with suppress(OSError):
@@ -126,27 +140,35 @@ class ControlServer:
         if self._clients:
             await asyncio.wait(self._clients)
 
-    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Begin with a client. Its task may be cancelled before it has run at all, so what it leaves is seen to in
+        _done()."""
         if len(self._clients) >= CLIENT_LIMIT and not self._make_room():
-            log.warning("control socket: %d requests are under way, one more was refused", CLIENT_LIMIT)
+            self._complaints.warning("control socket: %d requests are under way, one more was refused", CLIENT_LIMIT)
             writer.transport.abort()
             return
+        task = asyncio.get_running_loop().create_task(self._client(reader, writer))
         self._clients.add(task)
         self._silent[task] = None
+        task.add_done_callback(partial(self._done, writer))
+
+    def _done(self, writer: asyncio.StreamWriter, task: asyncio.Task[None]) -> None:
+        self._silent.pop(task, None)
+        self._clients.discard(task)
+        writer.transport.abort()  # everything was taken, or is not going to be
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("control socket: unexpected error", exc_info=error)
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """All of one client."""
         try:
-            await self._serve(task, reader, writer)
+            await self._serve(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError):
             log.debug("control socket: a client went away in the middle")
         except TimeoutError:
             log.debug("control socket: a client was too slow")
         except HastError as error:
-            log.warning("control socket: a client is refused: %s", error)
-        finally:
-            self._silent.pop(task, None)
-            self._clients.discard(task)
-            writer.transport.abort()  # everything was taken, or is not going to be
+            self._complaints.warning("control socket: a client is refused: %s", error)
 
     def _make_room(self) -> bool:
         """Drop the client that has been silent for longest; whether there was one."""
@@ -157,10 +179,10 @@ class ControlServer:
             return True
         return False
 
-    async def _serve(
-        self, task: asyncio.Task[None], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One request, one reply."""
+        task = asyncio.current_task()
+        assert task is not None
         writer.transport.set_write_buffer_limits(high=0)  # drain() waits until all of it was taken
         _check_peer(writer.get_extra_info("socket"))
         async with asyncio.timeout(CLIENT_SECONDS):
@@ -170,11 +192,11 @@ class ControlServer:
         try:
             request = ControlRequest.from_nv(decode(header))
         except DataError as error:
-            log.warning("control socket: a request is not valid: %s", error)
+            self._complaints.warning("control socket: a request is not valid: %s", error)
             reply = error_reply(ERROR_INVALID)
         else:
             reply = await self._handler(request)
-            if request.cmd == CMD_STOP:
+            if request.cmd in (CMD_STOP, CMD_RESTART):
                 # Open until this process is gone: so the client sees when.
                 self._held.append(writer.get_extra_info("socket").dup())
         # A client that speaks an older version refuses a newer one.

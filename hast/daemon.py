@@ -2,7 +2,8 @@
 
 Invariants:
 - Nothing here waits for a disk, a device, a worker, a hook or a client: each has a task and a time limit.
-- All resources start in the role init: who is primary is decided by the cluster manager, never here.
+- All resources start in the role init: who is primary is decided by the cluster manager, never here. But what the
+  keeper has kept of a hastd that was killed, or is being restarted, goes on as it was (hast/keeper.py).
 - What was made at start is removed at the end: sockets, pidfile, processes. What a kill leaves, the next start
   removes, and it does so only after every process of the killed one is gone.
 """
@@ -17,12 +18,13 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hast import control, control_server, reload
+from hast import again, control, control_server, reload
 from hast.config import Config, Resource
 from hast.control import ControlRequest, Role, RoleEntry, RoleReply, StatusEntry, StatusReply
 from hast.control_server import ControlServer
 from hast.errors import HastError
 from hast.hooks import Hooks
+from hast.keeping import Keeping
 from hast.nv import Nv
 from hast.peerlistener import PeerListener
 from hast.reloader import Reloader
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2}
+
 
 class Daemon:
     """One hastd. `prepare()` first, outside of any event loop; then `run()`."""
@@ -44,20 +48,28 @@ class Daemon:
         self._rundir = RunDirectory(config.rundir)
         self._control: socket.socket | None = None
         self._stop = asyncio.Event()
+        self.restarting = False  # the end is one for another hastd to go on
         self._reload = asyncio.Event()  # asked for
         self._hooks = Hooks()
         self._events: Events | None = None
-        self._workforce = Workforce(self._rundir, foreground, debug, self._worker_hook)
+        self._keeping = Keeping(self._rundir.path)
+        self._workforce = Workforce(
+            self._rundir, foreground, debug, self._worker_hook, on_device=self._worker_device
+        )
         self._supervisors = {name: self._supervisor(resource) for name, resource in config.resources.items()}
         self._peers = PeerListener(self._supervisors)
 
     def prepare(self) -> None:
         """All that can fail because of the machine or the configuration. Raises HastError."""
         signal.signal(signal.SIGHUP, lambda *_: self._reload.set())  # it may come before there is an event loop
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         reload.check(self.config)
         self._rundir.open()
         try:
-            clean_stale_devices(self._rundir, [r.provname for r in self.config.resources.values()])
+            self._find_kept()
+            clean_stale_devices(
+                self._rundir, [r.provname for r in self.config.resources.values()], self._keeping.devices()
+            )
             self._control = control_server.bind(self.config.control.path)
             self._peers.bind(self.config.listen)
         except BaseException:
@@ -66,25 +78,46 @@ class Daemon:
             self._rundir.close()
             raise
 
+    def _find_kept(self) -> None:
+        """Take over what a hastd that was killed has left with its keeper; let go what cannot be gone on with."""
+        try:
+            away = self._keeping.find()
+        except HastError as error:
+            log.error("%s", error)
+            return
+        if self._keeping.kept:
+            log.warning("taking over from a hastd that was gone for %.1f s", away)
+        for name, kept in list(self._keeping.kept.items()):
+            if name not in self._supervisors or kept.role not in (Role.PRIMARY.text, Role.SECONDARY.text):
+                log.error("%s: not going on as %s: it is not configured any more", name, kept.role or "anything")
+                self._keeping.forget(name)
+
     async def run(self, started: Callable[[], None]) -> None:
         """Serve until told to end. `started` is called when everything works. Raises HastError before that."""
-        from hast.events import Events  # ZeroMQ: only now, and only in this process
-
         assert self._control is not None
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_log_exception)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, signal.Signals(number).name)
         loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+        restarts: set[asyncio.Task[str]] = set()
+        loop.add_signal_handler(signal.SIGUSR2, lambda: restarts.add(loop.create_task(self._restart("SIGUSR2"))))
         server = ControlServer(self._control, self._request)
         reloader = Reloader(self.config, self._supervisors, self._supervisor, server, self._peers, self._event)
         reloading: asyncio.Task[None] | None = None
         try:
-            await self._workforce.start()
+            starting = loop.create_task(self._workforce.start())
+            await asyncio.sleep(0)  # the spawner starts while this process reads what comes next
+            from hast.events import Events  # ZeroMQ: only now, and only in this process
+
+            await starting
             self._events = Events(self._rundir.path)
+            for name, kept in self._keeping.kept.items():
+                self._supervisors[name].resume(Role.from_text(kept.role))
             await server.start()
             self._peers.start()
             started()
+            self._keeping.start()
             log.info("hastd started: node %s, %d resources", self.config.node, len(self._supervisors))
             reloading = loop.create_task(reloader.run(self._reload))
             await self._stop.wait()
@@ -93,13 +126,17 @@ class Daemon:
                 reloading.cancel()
                 await asyncio.wait({reloading})
             await self._shutdown(server)
-        log.info("hastd ended")
+            # One that comes while the event loop is being closed is complained about.
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        log.info("hastd ended%s", ", a new one begins" if self.restarting else "")
 
     async def _shutdown(self, server: ControlServer) -> None:
         await server.close()
         await self._peers.close()
-        await asyncio.gather(*(supervisor.close() for supervisor in self._supervisors.values()))
+        leave = self.restarting
+        await asyncio.gather(*(supervisor.close(leave) for supervisor in self._supervisors.values()))
         await self._workforce.close()
+        await self._keeping.close(leave)
         await self._hooks.close()
         if self._events is not None:
             self._events.close()
@@ -110,10 +147,24 @@ class Daemon:
             log.info("%s received, ending", why)
             self._stop.set()
 
+    async def _restart(self, why: str) -> str:
+        """Have this process become a new hastd, if that one would start; else the reason why not."""
+        try:
+            await again.check()
+        except HastError as error:
+            log.error("%s: not starting anew: %s", why, error)
+            return str(error)
+        if self._stop.is_set():
+            return "hastd is ending"
+        log.info("%s received, starting anew", why)
+        self.restarting = True
+        self._stop.set()
+        return ""
+
     # What happens to resources.
 
     def _supervisor(self, resource: Resource) -> Supervisor:
-        return Supervisor(resource, self._workforce, self._role_changed, self._event)
+        return Supervisor(resource, self._workforce, self._role_changed, self._event, self._keeping)
 
     def _role_changed(self, resource: Resource, old: Role, new: Role) -> None:
         self._peers.forget(resource.name)
@@ -124,6 +175,12 @@ class Daemon:
             raise ValueError(f"hook arguments {args}")
         self._hooks.run(resource.exec, args)
         self._event(resource.name, args[0])
+
+    def _worker_device(self, resource: Resource, device: dict[str, Any], fd: int) -> None:
+        if fd >= 0:
+            self._keeping.device(resource.name, device, fd)
+        else:
+            self._keeping.release(resource.name)
 
     def _event(self, resource: str, event: str, **details: Any) -> None:
         if self._events is not None:
@@ -138,12 +195,18 @@ class Daemon:
             statuses = await asyncio.gather(*map(self._status, self._names(request)))
             return StatusReply(tuple(statuses)).to_nv()
         if request.cmd == control.CMD_SET_ROLE and request.role is not None:
-            role = request.role
-            roles = await asyncio.gather(*(self._set_role(name, role) for name in self._names(request)))
+            role, force = request.role, request.force
+            roles = await asyncio.gather(*(self._set_role(name, role, force) for name in self._names(request)))
             return RoleReply(tuple(roles)).to_nv()
+        if request.cmd == control.CMD_DISCARD:
+            entries = await asyncio.gather(*map(self._discard, request.resources))
+            return RoleReply(tuple(entries)).to_nv()
         if request.cmd == control.CMD_STOP:
             self._end("hastctl stop")
             return control.error_reply(control.ERROR_NONE)
+        if request.cmd == control.CMD_RESTART:
+            why = await self._restart("hastctl restart")
+            return control.error_reply(os.EX_TEMPFAIL if why else control.ERROR_NONE, why)
         return control.error_reply(control.ERROR_UNIMPLEMENTED)
 
     def _names(self, request: ControlRequest) -> tuple[str, ...]:
@@ -155,19 +218,25 @@ class Daemon:
             return StatusEntry(name, control.ERROR_NO_ENTRY)
         return await supervisor.status()
 
-    async def _set_role(self, name: str, role: Role) -> RoleEntry:
+    async def _set_role(self, name: str, role: Role, force: bool) -> RoleEntry:
         supervisor = self._supervisors.get(name)
-        if supervisor is None:
-            return RoleEntry(name, control.ERROR_NO_ENTRY, errmsg=f"{name}: {self.config.path} has no such resource")
-        return await supervisor.set_role(role)
+        return await supervisor.set_role(role, force) if supervisor is not None else self._unknown(name)
+
+    async def _discard(self, name: str) -> RoleEntry:
+        supervisor = self._supervisors.get(name)
+        return await supervisor.discard() if supervisor is not None else self._unknown(name)
+
+    def _unknown(self, name: str) -> RoleEntry:
+        return RoleEntry(name, control.ERROR_NO_ENTRY, errmsg=f"{name}: {self.config.path} has no such resource")
 
 
-def clean_stale_devices(rundir: RunDirectory, provnames: list[str]) -> None:
-    """Remove mounts, loop devices and links in /dev/hast that a killed hastd left."""
+def clean_stale_devices(rundir: RunDirectory, provnames: list[str], kept: set[str]) -> None:
+    """Remove mounts, loop devices and links in /dev/hast that a killed hastd left, but for the devices of the resources
+    `kept`."""
     from hast.device.fuse import cleanup_stale
 
     try:
-        for name in cleanup_stale(rundir.path, provnames):
+        for name in cleanup_stale(rundir.path, provnames, kept=kept):
             log.error("%s: its device is still served by a process of the last hastd: end that process", name)
     except HastError as error:
         log.error("%s", error)
@@ -178,9 +247,12 @@ def _log_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
     log.error("unexpected error: %s", context.get("message", ""), exc_info=context.get("exception"))
 
 
-def main(config: Config, foreground: bool, debug: int, started: Callable[[], None]) -> int:
-    """Be hastd's main process until told to end; its exit code. Raises HastError for what stops it at start."""
+def main(config: Config, foreground: bool, debug: int, started: Callable[[], None]) -> bool:
+    """Be hastd's main process until told to end; whether it is to be started anew (hast/again.py). Raises HastError for
+    what stops it at start."""
     daemon = Daemon(config, foreground, debug)
     daemon.prepare()
     asyncio.run(daemon.run(started))
-    return os.EX_OK
+    if daemon.restarting:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    return daemon.restarting

@@ -55,6 +55,14 @@ class Decision:
     error: str | None = None
     warning: str | None = None
 
+    @property
+    def target(self) -> bool:
+        """Whether the secondary's data is not fit to be used until the synchronisation that follows is complete. In
+        sync it is: extents that are copied then hold every acknowledged write on both nodes already."""
+        if self.outcome is Outcome.PRIMARY_NEWER:
+            return True
+        return self.map is MapChoice.FULL and self.syncsrc is SyncSource.PRIMARY
+
 
 def decide(
     own_resuid: int, own: Pair, primary_resuid: int, primary: Pair, primary_virgin: bool
@@ -112,6 +120,24 @@ def after_sync(secondary: Pair) -> Pair:
 def when_told_virgin(pair: Pair) -> Pair:
     """The primary's pair when the secondary replied `virgin`: from now on it counts as used."""
     return Pair(1, pair.remotecnt) if pair.localcnt == 0 else pair
+
+
+# Counters of a secondary.
+
+
+def ahead(pair: Pair) -> Pair:
+    """The secondary's pair when the primary's component is known to be out of date: it has to be found so."""
+    return Pair(_raised(pair.localcnt), pair.remotecnt)
+
+
+def as_target(own: Pair, primary: Pair) -> Pair:
+    """The secondary's pair once it is known to be the target: the one with which the table calls it out of date.
+
+    That is the pair which it has already, but where it was never used, where the counters cannot be, and where its own
+    changes are given up after a split-brain. Without it the next handshake would not know how far this one has come,
+    and a target that is forced to be primary might be taken for one that is in sync.
+    """
+    return Pair(localcnt=primary.remotecnt, remotecnt=min(own.remotecnt, max(primary.localcnt, 1) - 1))
 
 
 def choose_resuid(random64: int) -> int:

@@ -27,6 +27,7 @@ from hast.decision import Decision, MapChoice, Outcome
 from hast.errors import DataError, HastError, TemporaryError
 from hast.messages import (
     FIRST_VERSION,
+    MISMATCH,
     NO_ACCESS,
     NOT_CONFIGURED,
     PROTOCOL_VERSION,
@@ -48,6 +49,7 @@ from hast.messages import (
     wrong_role_text,
 )
 from hast.metadata import Metadata, Pair
+from hast.notice import Notice
 from hast.nv import Nv, printable
 
 MAX_SECTOR = 65536  # bytes; the largest sector that a peer's map may be rounded up to
@@ -66,13 +68,14 @@ class RefusedError(HastError):
     """The peer refuses, in good order.
 
     `text` is what it says. `wait`: it may become secondary soon, try again each second. `split_brain`: both
-    nodes have data that the other one lacks.
+    nodes have data that the other one lacks. `mismatch`: they have never been synchronised.
     """
 
     def __init__(self, resource: str, peer: str, refusal: Refusal) -> None:
         self.text = printable(refusal.errmsg[:MAX_TEXT])
         self.wait = refusal.wait
         self.split_brain = refusal.errmsg == SPLIT_BRAIN
+        self.mismatch = refusal.errmsg.startswith(MISMATCH)
         super().__init__(f"{resource}: {peer} refuses the connection: {self.text}")
 
 
@@ -85,7 +88,8 @@ class Agreement:
 
     version is in force; secondary the pair that the secondary told. virgin: the secondary was never used before.
     map: the extents that it has dirty, metadata.mapsize bytes, to be merged into this node's and made durable
-    before the first request; None: it has none. metadata is what has to be stored before that, too.
+    before the first request; None: it has none. metadata is what has to be stored before that, too. hast: the secondary
+    is one of ours, and takes notices with this token (hast/notice.py).
     """
 
     version: int
@@ -94,21 +98,33 @@ class Agreement:
     virgin: bool
     map: bytes | None
     metadata: Metadata
+    hast: bool = False
+    token: bytes = b""
 
 
 class PrimaryHandshake:
     """The primary's side. Call first(), first_reply(), second_reply(), finish(), in this order.
 
     peer is its address, for errors. version is that of the main header: the one in force when there was a connection
-    before. virgin: nothing was ever written to this resource, since this process made its unique ID.
+    before. virgin: nothing was ever written to this resource, since this process made its unique ID. keepmap: this
+    node's component cannot be written any more: the secondary's map stays the only one.
     """
 
-    def __init__(self, metadata: Metadata, peer: str, version: int = FIRST_VERSION, virgin: bool = False) -> None:
+    def __init__(
+        self,
+        metadata: Metadata,
+        peer: str,
+        version: int = FIRST_VERSION,
+        virgin: bool = False,
+        keepmap: bool = False,
+    ) -> None:
         self.metadata = metadata
         self.peer = peer
         self.version = version
         self.virgin = virgin and metadata.pair == Pair()
+        self.keepmap = keepmap
         self._reply: Handshake2Reply | None = None
+        self._token = b""
 
     def first(self) -> bytes:
         """Step 1, for connection 1."""
@@ -127,7 +143,10 @@ class PrimaryHandshake:
             localcnt=self.metadata.pair.localcnt,
             remotecnt=self.metadata.pair.remotecnt,
             virgin=self.virgin,
+            hast=True,
+            keepmap=self.keepmap,
         )
+        self._token = reply.token
         return pack_message(self.version, request.to_nv())
 
     def second_reply(self, nv: Nv) -> int:
@@ -171,6 +190,8 @@ class PrimaryHandshake:
             virgin=reply.virgin,
             map=self._map(reply, payload),
             metadata=replace(self.metadata, pair=decision.when_told_virgin(pair) if reply.virgin else pair),
+            hast=reply.hast,
+            token=self._token,
         )
 
     def _map(self, reply: Handshake2Reply, payload: bytes) -> bytes | None:
@@ -200,8 +221,10 @@ def map_limits(metadata: Metadata) -> range:
 # The secondary, in main.
 
 
-def read_hello(nv: Nv) -> Handshake1Request | Handshake2Request:
+def read_hello(nv: Nv) -> Handshake1Request | Handshake2Request | Notice:
     """The first message of a connection: step 2 is known by its token. Raises DataError."""
+    if "notice" in nv:
+        return Notice.from_nv(nv)
     return Handshake2Request.from_nv(nv) if "token" in nv else Handshake1Request.from_nv(nv)
 
 
@@ -271,6 +294,15 @@ class SecondaryAnswer:
         return self.decision.outcome is Outcome.SPLIT_BRAIN
 
 
+def refused_second(text: str, version: int, metadata: Metadata) -> bytes:
+    """The refusal of step 2 by a node with this metadata."""
+    return refusal_message(Refusal(text, sizes=_sizes(metadata)), version)
+
+
+def _sizes(metadata: Metadata) -> PeerSizes:
+    return PeerSizes(metadata.datasize, metadata.extentsize, metadata.pair.localcnt, metadata.pair.remotecnt)
+
+
 def answer_second(
     request: Handshake2Request,
     version: int,
@@ -278,22 +310,22 @@ def answer_second(
     read_map: Callable[[], bytes],
     packing: str,
     algorithm: str,
+    doubt: bool = False,
 ) -> SecondaryAnswer:
     """Decide on step 2. version is in force; metadata this node's, whose pair is a secondary's; read_map() gives its
-    on-disk map, metadata.mapsize bytes; packing and algorithm are the resource's compression and checksum.
+    on-disk map, metadata.mapsize bytes; packing and algorithm are the resource's compression and checksum. doubt: it
+    may have lost what it had acknowledged and not flushed (hast.boot).
 
     Raises what read_map() raises.
     """
-    made = decision.decide(
-        metadata.resuid,
-        metadata.pair,
-        request.resuid,
-        Pair(request.localcnt, request.remotecnt),
-        request.virgin,
-    )
-    sizes = PeerSizes(metadata.datasize, metadata.extentsize, metadata.pair.localcnt, metadata.pair.remotecnt)
+    theirs = Pair(request.localcnt, request.remotecnt)
+    made = decision.decide(metadata.resuid, metadata.pair, request.resuid, theirs, request.virgin)
+    if made.outcome is Outcome.SPLIT_BRAIN and metadata.discard:
+        pair = decision.as_target(metadata.pair, theirs)
+        made = decision.decide(metadata.resuid, pair, request.resuid, theirs, request.virgin)
+        made = replace(made, warning="its own changes are thrown away, as 'hastctl discard' has said")
     if made.error is not None:
-        return SecondaryAnswer(made, metadata, None, refusal_message(Refusal(made.error, sizes=sizes), version))
+        return SecondaryAnswer(made, metadata, None, refused_second(made.error, version, metadata))
     bits, keep = b"", None
     if made.map is MapChoice.OWN:
         bits = read_map()
@@ -302,7 +334,24 @@ def answer_second(
         # break before the primary has merged the map into its own, the next handshake sends it again.
         bits = keep = bytes(all_dirty(metadata.mapsize))
     payload, data = encode_payload(bits, packing, algorithm)
-    reply = Handshake2Reply(sizes, made.syncsrc, made.virgin, len(bits), data)
-    if made.adopt_resuid is not None:
-        metadata = replace(metadata, resuid=made.adopt_resuid)
+    metadata = _accepted(request, made, metadata, doubt)
+    reply = Handshake2Reply(_sizes(metadata), made.syncsrc, made.virgin, len(bits), data, request.hast)
     return SecondaryAnswer(made, metadata, keep, pack_message(version, reply.to_nv(), payload))
+
+
+def _accepted(request: Handshake2Request, made: Decision, metadata: Metadata, doubt: bool) -> Metadata:
+    """What is stored before the answer (invariant 10: a target knows that it is one).
+
+    `syncing` ends with the primary's word that it is over. One that is not ours never says it: it counts as over with
+    the next handshake that finds both in sync, and is not begun at all.
+    """
+    syncing = metadata.syncing
+    if request.hast:
+        syncing = syncing or made.target or (doubt and made.outcome is Outcome.IN_SYNC)
+    elif made.outcome is Outcome.IN_SYNC:
+        syncing = False
+    resuid = metadata.resuid if made.adopt_resuid is None else made.adopt_resuid
+    pair = metadata.pair
+    if made.target:
+        pair = decision.as_target(pair, Pair(request.localcnt, request.remotecnt))
+    return replace(metadata, resuid=resuid, pair=pair, syncing=syncing, discard=False)

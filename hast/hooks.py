@@ -7,6 +7,8 @@ Invariants:
 - Nothing ever waits for a hook: run() only queues it.
 - Hooks of one resource start in the order of their events, each after the one before has ended or has run
   for REPORT_SECONDS. Hooks of different resources do not wait for each other.
+- A connection that comes and goes again and again does not run a storm of hooks (hast/damper.py); what is true at the
+  end is told, also when hooks take long.
 - A hook is a process group of its own, with /dev/null as its input and output, and no descriptor of hastd.
 - One that fails, cannot be started, or runs long is reported; after KILL_SECONDS its process group is killed.
 """
@@ -21,11 +23,14 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hast.damper import EVENTS, Damper
+
 log = logging.getLogger(__name__)
 
 REPORT_SECONDS = 60.0
 KILL_SECONDS = 600.0
 QUEUE_LIMIT = 100  # hooks of one resource that wait for their turn
+BUSY = 20  # of them that are enough for events of the connection to wait
 END_SECONDS = 2.0  # between SIGTERM and SIGKILL when hastd ends
 
 
@@ -47,6 +52,8 @@ class Hooks:
         self.report_seconds = report_seconds
         self.kill_seconds = kill_seconds
         self._queues: dict[str, asyncio.Queue[Hook]] = {}
+        self._dampers: dict[str, Damper] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}  # of those that hold events back
         self._workers: list[asyncio.Task[None]] = []  # one for each queue
         self._watches: set[asyncio.Task[None]] = set()  # one for each running hook
         self._running: dict[int, Hook] = {}  # by process group
@@ -60,8 +67,40 @@ class Hooks:
         """Queue `program` with `args`: the event, the resource, and more. Nothing happens without a program."""
         if program is None:
             return
-        hook = Hook(program, tuple(args))
-        resource = args[1]
+        event, resource, now = args[0], args[1], asyncio.get_running_loop().time()
+        damper = self._dampers.setdefault(resource, Damper(now))
+        if event not in EVENTS:
+            self._run_all(program, resource, damper.all(now))
+            self._queue(Hook(program, tuple(args)))
+            return
+        was_holding = damper.holding
+        self._run_all(program, resource, damper.event(event, now, self._busy(resource)))
+        if damper.holding and not was_holding:
+            log.warning("%s: its connection comes and goes: not each event has a hook for a while", resource)
+        if damper.holding and resource not in self._timers:
+            self._later(program, resource)
+
+    def _busy(self, resource: str) -> bool:
+        return resource in self._queues and self._queues[resource].qsize() >= BUSY
+
+    def _later(self, program: str, resource: str) -> None:
+        """Look again whether what is held back can be told."""
+        loop, damper = asyncio.get_running_loop(), self._dampers[resource]
+
+        def late() -> None:
+            del self._timers[resource]
+            self._run_all(program, resource, damper.late(loop.time(), self._busy(resource)))
+            if damper.holding:
+                self._later(program, resource)
+
+        self._timers[resource] = loop.call_later(damper.wait(loop.time()), late)
+
+    def _run_all(self, program: str, resource: str, events: Sequence[str]) -> None:
+        for event in events:
+            self._queue(Hook(program, (event, resource)))
+
+    def _queue(self, hook: Hook) -> None:
+        resource = hook.args[1]
         if resource not in self._queues:
             self._queues[resource] = asyncio.Queue(QUEUE_LIMIT)
             work = self._work(self._queues[resource])
@@ -124,6 +163,8 @@ class Hooks:
 
     async def close(self) -> None:
         """End all hooks: those that wait are dropped, those that run get SIGTERM, and soon SIGKILL."""
+        for timer in self._timers.values():
+            timer.cancel()
         waiting = sum(queue.qsize() for queue in self._queues.values())
         if waiting or self._running:
             log.warning("%d hooks are ended, %d not run: hastd ends", len(self._running), waiting)

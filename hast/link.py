@@ -20,12 +20,13 @@ from typing import Any
 
 from hast import peering
 from hast.config import Resource
-from hast.connect import Established, connect, connect_patiently
+from hast.connect import Established, Route, connect, connect_patiently, tell
 from hast.errors import HastError, TemporaryError
 from hast.ffi import _hast
 from hast.handshake import RefusedError
-from hast.messages import SPLIT_BRAIN_ADVICE, SyncSource
+from hast.messages import MISMATCH_ADVICE, SPLIT_BRAIN_ADVICE, SyncSource
 from hast.metadata import Metadata
+from hast.notice import AHEAD, SYNCED
 from hast.peering import Peering
 from hast.pipeline import Pipeline
 from hast.stages.context import GGATE, RECV, SEND, ConnSettings
@@ -33,7 +34,10 @@ from hast.stages.context import GGATE, RECV, SEND, ConnSettings
 log = logging.getLogger(__name__)
 lib = _hast.lib
 
-FIRST_SECONDS = 2.0  # for the first attempt, before the primary starts alone; longer while the peer says `wait`
+STORE_SECONDS = 1.0  # between attempts to store that both nodes are in sync
+PART_SECONDS = 30.0  # for the ggate stage to take note of a connection's end
+FIRST_SECONDS = 1.0  # for the first attempt, before the primary starts alone; longer while the peer says `wait`
+GRACE_SECONDS = 0.3  # after a stage of ours has died: maybe all of this node is dying
 MODES = {
     "fullsync": lib.HAST_MODE_FULLSYNC,
     "memsync": lib.HAST_MODE_MEMSYNC,
@@ -41,10 +45,20 @@ MODES = {
 }
 
 
+class TakenOverError(HastError):
+    """While hastd was gone the other node became primary: what this one served must not be served any more."""
+
+    exit_code = os.EX_UNAVAILABLE
+
+    def __init__(self, resource: str, what: str) -> None:
+        super().__init__(f"{resource}: not going on as primary: while hastd was gone the other node took over: {what}")
+
+
 @dataclass
 class Owner:
     """What the link needs of its primary: metadata() and store() for the metadata block, hook() to run one, fail()
-    when the resource can be served no longer, and the pipeline."""
+    when the resource can be served no longer, lonely() when the secondary is lost, keepmap() whether this node cannot
+    store the secondary's map, and the pipeline."""
 
     resource: Resource
     pipeline: Pipeline
@@ -52,6 +66,17 @@ class Owner:
     store: Callable[[Metadata], None]
     hook: Callable[..., None]
     fail: Callable[[HastError], None]
+    lonely: Callable[[], None]
+    keepmap: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Session:
+    """What is known of the connection in force, for notices: how the secondary is reached, and that it takes them."""
+
+    route: Route
+    token: bytes
+    hast: bool
 
 
 class Link:
@@ -61,21 +86,32 @@ class Link:
         self.owner = owner
         self.peering = Peering(virgin=virgin)
         self.address = str(owner.resource.remote)
-        self._up = False  # send and recv stages run
+        self._up = False  # send and recv stages run, or are being started
+        self._partings = 0  # disconnects that the sequencer was told and has not answered
+        self._parted = asyncio.Event()
         self._lost = asyncio.Event()
-        self._refused = ""  # said already
+        self._grace = 0.0  # seconds before the sequencer hears of it
+        self._was_syncing = False  # before the handshake in force
+        self._said: set[str] = set()  # why there is no connection, since there was one
         self._keeper: asyncio.Task[None] | None = None
+        self._session: Session | None = None
+        self._unstored: asyncio.TimerHandle | None = None  # "in sync" is to be stored
+        self._teller: asyncio.Task[None] | None = None  # says that the synchronisation is complete
 
     # ---- making it ----
 
-    async def start(self) -> None:
-        """The first attempt, before clients are served; then the connection is kept."""
-        with contextlib.suppress(TimeoutError):
-            await self._first()
-        self._start_keeper()
+    async def start(self, resume: bool = False) -> None:
+        """The first attempt, before clients are served; then the connection is kept. resume: hastd was gone for a
+        moment; then TakenOverError is raised if the other node is primary.
 
-    def _start_keeper(self) -> None:
-        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+        Nobody waits for it where it is known that this node writes alone: no counter has to be raised for that."""
+        alone = self.owner.metadata().alone and not resume
+        if not alone:
+            await self._first(resume)
+        self._start_keeper(0.0 if alone else self.peering.pause)
+
+    def _start_keeper(self, pause: float) -> None:
+        self._keeper = asyncio.get_running_loop().create_task(self._keep(pause))
         self._keeper.add_done_callback(self._keeper_ended)
 
     def _keeper_ended(self, keeper: asyncio.Task[None]) -> None:
@@ -84,28 +120,46 @@ class Link:
             log.error("%s: connecting", self.owner.resource.name, exc_info=error)
             self.owner.fail(TemporaryError(f"{self.owner.resource.name}: unexpected error: {error!r}"))
 
-    async def _first(self) -> None:
+    async def _first(self, resume: bool) -> None:
         try:
             async with asyncio.timeout(FIRST_SECONDS):
-                await self._establish(await self._connect())
+                made = await self._connect()
+            if resume:
+                self._check_same_history(made)
+            await self._establish(made)
+        except TakenOverError:
+            raise
+        except TimeoutError:
+            log.info("%s: %s does not answer, starting without it", self.owner.resource.name, self.address)
         except RefusedError as error:
+            if error.wait and resume:
+                raise TakenOverError(self.owner.resource.name, f"{self.address} is primary") from None
             if not error.wait:
                 self._complain(error)
                 return
             log.info("%s: %s is still primary, waiting for it", self.owner.resource.name, self.address)
             try:
                 metadata = self.owner.metadata()
-                patient = connect_patiently(self.owner.resource, metadata, virgin=self.peering.virgin)
+                patient = connect_patiently(
+                    self.owner.resource, metadata, virgin=self.peering.virgin, keepmap=self.owner.keepmap()
+                )
                 await self._establish(await self._checked(patient, metadata))
             except HastError as late:
                 self._complain(late)
         except HastError as error:
             self._complain(error)
 
+    def _check_same_history(self, made: Established) -> None:
+        """Whoever uses the device has seen what this node had. Raises TakenOverError when the other one has more."""
+        if made.agreement.syncsrc is SyncSource.SECONDARY and not self.owner.metadata().syncing:
+            made.close()
+            raise TakenOverError(self.owner.resource.name, f"{self.address} was primary, and has newer data")
+
     async def _connect(self) -> Established:
         metadata = self.owner.metadata()
         known = self.peering
-        attempt = connect(self.owner.resource, metadata, version=known.version, virgin=known.virgin)
+        keepmap = self.owner.keepmap()
+        attempt = connect(self.owner.resource, metadata, version=known.version, virgin=known.virgin, keepmap=keepmap)
         return await self._checked(attempt, metadata)
 
     async def _checked(self, attempt: Coroutine[Any, Any, Established], metadata: Metadata) -> Established:
@@ -117,59 +171,73 @@ class Link:
             raise TemporaryError(f"{self.owner.resource.name}: counters changed during the handshake, trying again")
         return made
 
-    async def _keep(self) -> None:
-        """For as long as the resource is primary: wait until the connection is lost, make it anew."""
+    async def _keep(self, pause: float) -> None:
+        """For as long as the resource is primary: wait until the connection is lost, make it anew. pause: in seconds,
+        before the first attempt."""
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
             if self._up:
                 await self._lost.wait()
+                await asyncio.sleep(self._grace)
                 await self._take_down(loop.time() - began)
-            await asyncio.sleep(self.peering.pause)
+                pause = self.peering.pause
+            await asyncio.sleep(pause)
             try:
                 await self._establish(await self._connect())
             except HastError as error:
                 self._complain(error)
                 self.peering = peering.failed(self.peering)
+                pause = self.peering.pause
 
     def _complain(self, error: HastError) -> None:
         """Say why there is no connection, once for each reason."""
-        if str(error) == self._refused:
+        if str(error) in self._said:
             return
-        self._refused = str(error)
+        self._said.add(str(error))
         if isinstance(error, RefusedError) and error.split_brain:
-            log.error("%s: %s", self.owner.resource.name, SPLIT_BRAIN_ADVICE)
+            log.error(SPLIT_BRAIN_ADVICE, *[self.owner.resource.name] * 2)
             self.owner.hook("split-brain")
+        elif isinstance(error, RefusedError) and error.mismatch:
+            log.error(MISMATCH_ADVICE, *[self.owner.resource.name] * 2)
         log.warning("%s", error)
 
     async def _establish(self, made: Established) -> None:
         """Give a connection whose handshake is done to the stages."""
-        resource, agreement = self.owner.resource, made.agreement
-        from_remote = agreement.syncsrc is SyncSource.SECONDARY
+        resource, agreement, before = self.owner.resource, made.agreement, self.owner.metadata()
+        metadata, stored = before, False
         try:
+            self._was_syncing = before.syncing
             self.peering, metadata = peering.agreed(self.peering, agreement)
-            self._store(metadata)
+            self.owner.store(metadata)
+            stored = True
             conns = {SEND: self._settings(made.out.fileno()), RECV: self._settings(made.incoming.fileno())}
+            # Before they run: one of them may say at once that the connection is lost, and says it once.
             self._lost.clear()
+            self._up = True
             await self.owner.pipeline.start(RECV, SEND, conns=conns)
+            if self.owner.metadata() != metadata:
+                # Something was written alone since: the other node has decided by counters that are not true any more.
+                await self.owner.pipeline.kill(SEND, RECV)
+                raise TemporaryError(f"{resource.name}: counters changed after the handshake, trying again")
+        except BaseException:
+            self._up = False
+            if stored or metadata.syncing != before.syncing:  # else the next attempt to store anything mends it
+                self._unused()
+            self.peering, _ = peering.lost(self.peering)  # it had not been told to anybody
+            raise
         finally:
             made.close()
-        self._up, self._refused = True, ""
+        self._said.clear()
+        self._session = Session(made.route, agreement.token, agreement.hast)
         mode = self.peering.mode(resource.replication)
         with _memory(agreement.map or b"") as map_fd:
-            message = {"cmd": "connect", "mode": MODES[mode], "from_remote": from_remote}
+            message = {"cmd": "connect", "mode": MODES[mode], "from_remote": metadata.syncing}
             self.owner.pipeline.send(GGATE, message, (map_fd,))
 
     def _settings(self, fd: int) -> ConnSettings:
         resource = self.owner.resource
         return ConnSettings(fd, self.peering.version, resource.compression, resource.checksum, float(resource.timeout))
-
-    def _store(self, metadata: Metadata) -> None:
-        try:
-            self.owner.store(metadata)
-        except HastError as error:
-            self.owner.fail(error)
-            raise
 
     # ---- what the stages say ----
 
@@ -181,36 +249,165 @@ class Link:
             log.info("%s: connected to %s, %d extents to synchronise", name, self.address, to_sync)
             self._run(hooks)
         if bits & lib.HAST_SEQ_SYNC_DONE:
-            before = self.owner.metadata()
-            self.peering, metadata, hooks = peering.in_sync(self.peering, before)
-            self._store(metadata)
-            if "syncdone" in hooks:
-                log.info("%s: synchronisation complete", name)
-            self._run(hooks)
+            self._in_sync()
         if bits & (lib.HAST_SEQ_REMOTE_FAILED | lib.HAST_SEQ_MAP_FAILED):
             self.lose("the secondary could not do a request" if bits & lib.HAST_SEQ_REMOTE_FAILED else "map failed")
+
+    def _in_sync(self) -> None:
+        """Both nodes have the same data, durable: store it. Where the disk does not take it now, the counters go on
+        saying what was true before, and it is tried again as long as nothing has come between."""
+        self.apart()
+        before = self.owner.metadata()
+        state, metadata, hooks = peering.in_sync(self.peering, before)
+        try:
+            self.owner.store(metadata)
+        except HastError as error:
+            self._complain(error)
+            self.in_sync_later()
+            return
+        self.peering = state
+        if before.syncing and not metadata.syncing:
+            self.owner.pipeline.send(GGATE, {"cmd": "current"})
+        if "syncdone" in hooks:
+            log.info("%s: synchronisation complete", self.owner.resource.name)
+        self._run(hooks)
+        self._tell_synced()
+
+    def when_in_sync(self) -> Metadata:
+        """What was to be stored when both nodes were, and could not be."""
+        return peering.in_sync(self.peering, self.owner.metadata())[1]
+
+    def caught_up(self) -> None:
+        """It is stored now, if with the addition that the local component has failed since."""
+        self.peering, _, hooks = peering.in_sync(self.peering, self.owner.metadata())
+        self._run(hooks)
+        self._tell_synced()
+
+    def in_sync_later(self) -> None:
+        """It could not be stored yet."""
+        self._unstored = asyncio.get_running_loop().call_later(STORE_SECONDS, self._in_sync)
+
+    def apart(self) -> bool:
+        """The nodes are not in sync any more, or not for certain: not to be stored. Whether it was still to be."""
+        waiting = self._unstored is not None
+        if self._unstored is not None:
+            self._unstored.cancel()
+            self._unstored = None
+        return waiting
+
+    @property
+    def connected(self) -> bool:
+        """Requests go to the secondary, and nothing has come up against that."""
+        return self._up and not self._lost.is_set() and self.peering.connected
+
+    @property
+    def in_use(self) -> bool:
+        """The sequencer has been given a connection, and its end has not been carried out: what was agreed on with the
+        secondary has to stay true."""
+        return self._session is not None
+
+    def outdated(self) -> None:
+        """The secondary takes the place of the local component, which has failed."""
+        self.peering, hooks = peering.outdated(self.peering)
+        self._run(hooks)
 
     def _run(self, hooks: peering.Hooks) -> None:
         for hook in hooks:
             self.owner.hook(hook)
 
-    def lose(self, why: str) -> None:
-        """The connection is lost, or not to be trusted any more."""
+    def lose(self, why: str, *, died: bool = False, unused: bool = False) -> None:
+        """The connection is lost, or not to be trusted any more.
+
+        died: a stage of ours did, and maybe all of this node is dying: a counter that is raised in its last moment
+        would make a split-brain of that. unused: the sequencer has not begun to use it."""
         if not self._up or self._lost.is_set():
             return
+        self._grace = GRACE_SECONDS if died else 0.0
+        if unused:
+            self._unused()
         log.warning("%s: connection to %s lost: %s", self.owner.resource.name, self.address, why)
         self._lost.set()
 
+    def _unused(self) -> None:
+        """What the handshake said of the own data has had no consequence: nothing was taken from the secondary."""
+        try:
+            self.owner.store(peering.unused(self.owner.metadata(), self._was_syncing))
+        except HastError as error:  # what is on disk and what the sequencer does would not be the same
+            self.owner.fail(error)
+
     async def _take_down(self, lasted: float = 0.0) -> None:
-        """End the connection's stages, then tell the sequencer: nothing comes from the secondary any more."""
+        """End the connection's stages, then tell the sequencer: nothing comes from the secondary any more. Until it has
+        answered, what it pushes is for this connection, and there must not be another one that takes it."""
         await self.owner.pipeline.kill(SEND, RECV)
+        self._partings += 1
+        self._parted.clear()
         self.owner.pipeline.send(GGATE, {"cmd": "disconnect"})
+        try:
+            async with asyncio.timeout(PART_SECONDS):
+                await self._parted.wait()
+        except TimeoutError:
+            self.owner.fail(TemporaryError(f"{self.owner.resource.name}: its ggate stage does not answer"))
         self._down(lasted)
 
+    def parted(self) -> None:
+        """The sequencer knows that the connection is gone."""
+        self._partings -= 1
+        if self._partings == 0:
+            self._parted.set()
+
     def _down(self, lasted: float = 0.0) -> None:
-        self._up = False
+        self._up, self._session = False, None
+        self.apart()
+        if self._teller is not None:
+            self._teller.cancel()
+            self._teller = None
         self.peering, hooks = peering.lost(self.peering, lasted)
         self._run(hooks)
+        self.owner.lonely()
+
+    # ---- what the secondary is told beside the connection ----
+
+    async def notify(self, word: str) -> None:
+        """Give the secondary a notice, within `timeout` seconds: it has stored what follows from it when this returns.
+
+        Raises HastError: it has not, or nobody knows whether it has. In the latter case "ahead" ends the connection:
+        the next handshake says what the secondary's counters are.
+        """
+        session, name = self._session, self.owner.resource.name
+        if session is None or not session.hast:
+            raise TemporaryError(f"{name}: no secondary that takes notices is connected")
+        if word == AHEAD and not peering.may_say_ahead(self.peering, self.owner.metadata()):
+            raise TemporaryError(f"{name}: the secondary is not up to date itself")
+        try:
+            pair = await tell(self.owner.resource, session.route, session.token, word)
+        except RefusedError:
+            raise
+        except BaseException:
+            if word == AHEAD and self._session is session:
+                self.lose("nobody knows what it has stored")
+            raise
+        if pair is not None and self._session is session:
+            self.peering = peering.said_ahead(self.peering, pair)
+
+    def _tell_synced(self) -> None:
+        """So that the secondary may become primary (invariant 10)."""
+        session = self._session
+        if session is not None and session.hast and self.peering.connected and self._teller is None:
+            self._teller = asyncio.get_running_loop().create_task(self._keep_telling())
+
+    async def _keep_telling(self) -> None:
+        """Until it has heard it, or the connection is lost: the next one finds both in sync, and says it again."""
+        pause, said = peering.SHORTEST_PAUSE, False
+        while True:
+            try:
+                await self.notify(SYNCED)
+                return
+            except HastError as error:
+                if not said:
+                    log.warning("%s; trying again", error)
+                said = True
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, peering.LONGEST_PAUSE)
 
     # ---- end ----
 
@@ -233,8 +430,9 @@ class Link:
 
     def resume(self) -> None:
         """Make a connection and keep it, as soon as it can be had: the pipeline runs, without one."""
+        self._partings = 0  # a new ggate stage
         self._lost.clear()
-        self._start_keeper()
+        self._start_keeper(0.0)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """Messages of the peer protocol (docs/protocol.md sections 2, 3 and 4): bytes to dataclasses and back.
 
 Invariants:
-- A size from a main header is checked against a limit before anybody may allocate by it.
 - from_nv() gives a message whose fields are all of the right type and range, or raises DataError; checks
   that need to know the resource (sizes, offsets) are check_request().
 - to_nv() writes the elements in the order in which the original writes them.
@@ -11,21 +10,35 @@ Invariants:
 from __future__ import annotations
 
 import errno
-import struct
 from dataclasses import dataclass
 from enum import IntEnum
 
 from hast import checksum, compression, errnos
-from hast.errors import DataError, ProtocolError
-from hast.nv import Nv, decode
+from hast.errors import DataError
+from hast.framing import HANDSHAKE_LIMIT as HANDSHAKE_LIMIT
+from hast.framing import MAIN_HEADER as MAIN_HEADER
+from hast.framing import PROTOCOL_VERSION as PROTOCOL_VERSION
+from hast.framing import REQUEST_LIMIT as REQUEST_LIMIT
+from hast.framing import MainHeader as MainHeader
+from hast.framing import pack_message as pack_message
+from hast.framing import parse_main_header as parse_main_header
+from hast.framing import unpack_message as unpack_message
+from hast.nv import Nv
 
-PROTOCOL_VERSION = 2  # the highest that we speak
 FIRST_VERSION = 1  # what a first handshake message is sent as
-MAIN_HEADER = struct.Struct("<BI")
-REQUEST_LIMIT = 64 * 1024  # largest nv of a request or reply, bytes
-HANDSHAKE_LIMIT = 1024 * 1024  # largest nv of a handshake or control message, bytes
 TOKEN_SIZE = 16
-SPLIT_BRAIN_ADVICE = "split-brain: both nodes were written to without the other, see SPLIT-BRAIN in hastd(8)"
+# What both nodes log, with the resource's name twice.
+SPLIT_BRAIN_ADVICE = (
+    "%s: split-brain: both nodes were written to without the other: choose the one whose changes are to be thrown away,"
+    " and run 'hastctl discard %s' there, as secondary (SPLIT-BRAIN in hastd(8))"
+)
+
+MISMATCH = "Resource unique ID mismatch"  # and their numbers
+# As above.
+MISMATCH_ADVICE = (
+    "%s: the components of the two nodes have nothing in common: choose the one whose data is to be overwritten,"
+    " and run 'hastctl create %s' there, in the role init, before it is secondary"
+)
 
 MAX_IO_SENT = 131072  # largest read or write that every peer of version 2 takes, bytes
 MAX_IO_ACCEPTED = 1048576  # largest that we must take
@@ -34,6 +47,7 @@ SPLIT_BRAIN = "Split-brain condition!"  # both sides compare this text
 TOKEN_MISMATCH = "Token doesn't match."
 NOT_CONFIGURED = "Resource not configured."
 NO_ACCESS = "No access to the resource."
+DISK_FAILED = "The secondary's component failed."  # ours; nothing was accepted
 
 
 def wrong_role_text(role: str) -> str:
@@ -43,7 +57,7 @@ def wrong_role_text(role: str) -> str:
 
 def resuid_mismatch_text(primary: int, secondary: int) -> str:
     """The refusal of step 2 by a secondary whose resource unique ID is another one."""
-    return f"Resource unique ID mismatch (primary={primary}, secondary={secondary})."
+    return f"{MISMATCH} (primary={primary}, secondary={secondary})."
 
 
 class Cmd(IntEnum):
@@ -61,49 +75,6 @@ class SyncSource(IntEnum):
 
     PRIMARY = 1
     SECONDARY = 2
-
-
-@dataclass(frozen=True)
-class MainHeader:
-    """The five bytes before the nv: protocol version, and size of the nv in bytes."""
-
-    version: int
-    size: int
-
-    def pack(self) -> bytes:
-        return MAIN_HEADER.pack(self.version, self.size)
-
-
-def parse_main_header(data: bytes, limit: int, highest: int = PROTOCOL_VERSION) -> MainHeader:
-    """The main header that is the first five bytes of data.
-
-    Raises ProtocolError when its version is above highest, DataError when its size is above limit.
-    """
-    if len(data) < MAIN_HEADER.size:
-        raise DataError(f"message ends after {len(data)} bytes, in its main header")
-    version, size = MAIN_HEADER.unpack_from(data)
-    if version > highest:
-        raise ProtocolError(f"message of protocol version {version}, the highest known here is {highest}")
-    if size > limit:
-        raise DataError(f"message with a header of {size} bytes, {limit} are allowed")
-    return MainHeader(version, size)
-
-
-def pack_message(version: int, nv: Nv, data: bytes = b"", limit: int = HANDSHAKE_LIMIT) -> bytes:
-    """A whole message. data is what goes on the wire; its length must stand in nv as `size` already."""
-    header = nv.encode(limit)
-    return MainHeader(version, len(header)).pack() + header + data
-
-
-def unpack_message(
-    message: bytes, limit: int, highest: int = PROTOCOL_VERSION
-) -> tuple[MainHeader, Nv, bytes]:
-    """Take a whole message apart: main header, nv, and the bytes behind it. Raises as its parts do."""
-    main = parse_main_header(message, limit, highest)
-    end = MAIN_HEADER.size + main.size
-    if len(message) < end:
-        raise DataError(f"message ends after {len(message)} of {end} bytes, in its header")
-    return main, decode(message[MAIN_HEADER.size : end]), message[end:]
 
 
 # Data of a message.
@@ -320,12 +291,15 @@ class Handshake1Reply:
         if not FIRST_VERSION <= version <= PROTOCOL_VERSION:
             known = f"{FIRST_VERSION} to {PROTOCOL_VERSION}"
             raise DataError(f"peer chose protocol version {version}, {known} are known")
-        return cls(version, _token(nv))
+        return cls(version, handshake_token(nv))
 
 
 @dataclass(frozen=True)
 class Handshake2Request:
-    """Step 2, primary to secondary on the second connection: token, resuid and the primary's pair."""
+    """Step 2, primary to secondary on the second connection: token, resuid and the primary's pair.
+
+    hast: the primary is one of ours, and knows what docs/protocol.md calls extensions. keepmap: it cannot store the
+    secondary's map, which therefore has to keep it."""
 
     resource: str
     token: bytes
@@ -333,6 +307,8 @@ class Handshake2Request:
     localcnt: int
     remotecnt: int
     virgin: bool = False
+    hast: bool = False
+    keepmap: bool = False
 
     def to_nv(self) -> Nv:
         nv = Nv()
@@ -343,6 +319,10 @@ class Handshake2Request:
         nv.add_uint64("resuid", self.resuid)
         nv.add_uint64("localcnt", self.localcnt)
         nv.add_uint64("remotecnt", self.remotecnt)
+        if self.hast:
+            nv.add_uint8("hast", 1)
+        if self.keepmap:
+            nv.add_uint8("keepmap", 1)
         return nv
 
     @classmethod
@@ -352,11 +332,13 @@ class Handshake2Request:
             raise DataError("handshake with resource unique ID 0")
         return cls(
             resource=nv.get_string("resource"),
-            token=_token(nv),
+            token=handshake_token(nv),
             resuid=resuid,
             localcnt=nv.get_uint64("localcnt"),
             remotecnt=nv.get_uint64("remotecnt"),
             virgin=nv.get_int8("virgin", 0) != 0,
+            hast=nv.get_uint8("hast", 0) != 0,
+            keepmap=nv.get_uint8("keepmap", 0) != 0,
         )
 
 
@@ -385,13 +367,16 @@ class PeerSizes:
 
 @dataclass(frozen=True)
 class Handshake2Reply:
-    """Step 2, secondary to primary on the first connection. mapsize bytes of activemap follow, as data."""
+    """Step 2, secondary to primary on the first connection. mapsize bytes of activemap follow, as data.
+
+    hast: the secondary is one of ours; said to a primary that is one as well."""
 
     sizes: PeerSizes
     syncsrc: SyncSource
     virgin: bool = False
     mapsize: int = 0
     data: DataInfo = DataInfo()
+    hast: bool = False
 
     def to_nv(self) -> Nv:
         nv = Nv()
@@ -400,6 +385,8 @@ class Handshake2Reply:
             nv.add_int8("virgin", 1)
         nv.add_uint8("syncsrc", self.syncsrc)
         nv.add_uint32("mapsize", self.mapsize)
+        if self.hast:
+            nv.add_uint8("hast", 1)
         self.data.add_to(nv)
         return nv
 
@@ -410,8 +397,8 @@ class Handshake2Reply:
             raise DataError(f"peer names {source} as synchronisation source, 1 and 2 are known")
         if (mapsize == 0) != (data.size == 0) or (mapsize and not data_size_fits(data, mapsize)):
             raise DataError(f"peer sends {data.size} bytes for an activemap of {mapsize} bytes")
-        virgin = nv.get_int8("virgin", 0) != 0
-        return cls(PeerSizes.from_nv(nv), SyncSource(source), virgin, mapsize, data)
+        virgin, hast = nv.get_int8("virgin", 0) != 0, nv.get_uint8("hast", 0) != 0
+        return cls(PeerSizes.from_nv(nv), SyncSource(source), virgin, mapsize, data, hast)
 
 
 @dataclass(frozen=True)
@@ -452,7 +439,8 @@ def negotiate(theirs: int) -> int:
     return min(theirs, PROTOCOL_VERSION)
 
 
-def _token(nv: Nv) -> bytes:
+def handshake_token(nv: Nv) -> bytes:
+    """The element `token`. Raises DataError."""
     token = nv.get_uint8_array("token")
     if len(token) != TOKEN_SIZE:
         raise DataError(f"handshake token of {len(token)} bytes, {TOKEN_SIZE} are needed")

@@ -4,6 +4,7 @@ Invariants:
 - pack() gives exactly METADATA_SIZE bytes, byte-identical with the original's for the same fields.
 - unpack() gives a block whose sizes fit together, or says which of four things is wrong: blank (never
   created), damaged, of another resource, or larger than its media.
+- What a block says stands in its first sector, so that a loss of power leaves the old one or the new one.
 - There is one counter pair on disk. Whose pair it is depends on the role that reads it: see counters().
 """
 
@@ -57,7 +58,8 @@ class Metadata:
 
     prevrole is the role of the one who wrote the block, pair that role's counters. syncing: this node is
     the target of a synchronisation that has not finished, so its data is not fit to be used. alone: localcnt was
-    raised since the other node was last met, so it need not be raised again (hast.decision).
+    raised since the other node was last met, so it need not be raised again (hast.decision). discard: what this node
+    has changed alone is to be thrown away when the nodes find that both have (`hastctl discard`).
     """
 
     resource: str
@@ -70,6 +72,7 @@ class Metadata:
     prevrole: Role = Role.INIT
     syncing: bool = False
     alone: bool = False
+    discard: bool = False
 
     @property
     def mapsize(self) -> int:
@@ -100,6 +103,8 @@ class Metadata:
             nv.add_uint8("syncing", 1)
         if self.alone:
             nv.add_uint8("alone", 1)
+        if self.discard:
+            nv.add_uint8("discard", 1)
         return nv.encode(METADATA_SIZE).ljust(METADATA_SIZE, b"\0")
 
 
@@ -152,6 +157,7 @@ def _from_nv(nv: Nv) -> Metadata:
         prevrole=Role.from_text(nv.get_string("prevrole")),
         syncing=nv.get_uint8("syncing", 0) != 0,
         alone=nv.get_uint8("alone", 0) != 0,
+        discard=nv.get_uint8("discard", 0) != 0,
     )
     _check_sizes(metadata)
     return metadata

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from hast import decision
+from hast.errors import UnavailableError
 from hast.handshake import Agreement
 from hast.messages import FIRST_VERSION, SyncSource
 from hast.metadata import Metadata, Pair
@@ -25,6 +26,17 @@ SETTLED_SECONDS = 10.0  # a connection that has lasted so long does not count as
 MEMSYNC_VERSION = 2  # the first one with memsync
 
 Hooks = tuple[str, ...]
+
+
+class OutdatedError(UnavailableError):
+    """Nobody has all of the data."""
+
+    def __init__(self, resource: str) -> None:
+        super().__init__(
+            f"{resource}: this node's component is out of date, and the other node is new or older still, so it is not"
+            f" synchronised: make the node primary that has the data, or, to go on with what is here,"
+            f" 'hastctl role -f primary {resource}'"
+        )
 
 
 class Phase(Enum):
@@ -58,12 +70,23 @@ class Peering:
 
 
 def agreed(peering: Peering, agreement: Agreement) -> tuple[Peering, Metadata]:
-    """A handshake is done; the metadata has to be durable before the peer's map is merged."""
+    """A handshake is done; the metadata has to be durable before the peer's map is merged. Whether the secondary is the
+    source of the synchronisation is its `syncing`.
+
+    Raises OutdatedError: this node's component is out of date, and the other one has not what it lacks."""
     metadata = agreement.metadata
     from_remote = agreement.syncsrc is SyncSource.SECONDARY
+    if metadata.syncing and not from_remote and metadata.pair != decision.after_sync(agreement.secondary):
+        raise OutdatedError(metadata.resource)
     alone = metadata.pair.localcnt != agreement.secondary.remotecnt
     joining = replace(peering, peer=agreement.secondary, version=agreement.version, phase=Phase.JOINING)
     return joining, replace(metadata, alone=alone, syncing=from_remote or metadata.syncing)
+
+
+def unused(metadata: Metadata, was_syncing: bool) -> Metadata:
+    """The handshake's agreement was not put to use: nothing of this node's data was given up for the secondary's.
+    Writes that are under way here are acknowledged without it, and the next handshake finds a split-brain."""
+    return replace(metadata, syncing=was_syncing)
 
 
 def joined(peering: Peering, to_sync: int) -> tuple[Peering, Hooks]:
@@ -83,6 +106,24 @@ def in_sync(peering: Peering, metadata: Metadata) -> tuple[Peering, Metadata, Ho
     hooks = ("syncdone",) if peering.phase is Phase.SYNCING else ()
     peering = replace(peering, phase=Phase.CONNECTED, peer=Pair(pair.remotecnt, pair.localcnt))
     return peering, replace(metadata, pair=pair, alone=False, syncing=False), hooks
+
+
+def outdated(peering: Peering) -> tuple[Peering, Hooks]:
+    """The local component has failed, the secondary has everything: from now on it is the source."""
+    if peering.phase is not Phase.CONNECTED:
+        return peering, ()
+    return replace(peering, phase=Phase.SYNCING), ("syncstart",)
+
+
+def may_say_ahead(peering: Peering, metadata: Metadata) -> bool:
+    """Whether the secondary may be told that this node's component is out of date, in other words that its own is
+    whole: not while it lacks what only this one has, or has counters that only this one knows."""
+    return peering.connected and peering.peer is not None and metadata.pair == decision.after_sync(peering.peer)
+
+
+def said_ahead(peering: Peering, pair: Pair) -> Peering:
+    """The secondary has stored that it is ahead, with this pair: it is what "in sync" is to be equal to from now on."""
+    return replace(peering, peer=pair)
 
 
 def lost(peering: Peering, lasted: float = 0.0) -> tuple[Peering, Hooks]:

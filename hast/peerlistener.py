@@ -4,6 +4,7 @@
     main -> worker   {"cmd": "disconnect"}: the primary begins anew, the connections that there are are given up
                      {"cmd": "connection", "version": n, "request": {step 2, see handshake.request_to_dict()},
                       "peer": address} + connection 1, connection 2: they take the place of what there was
+                     {"cmd": "notice", "token": hex, "word": see hast/notice.py, "peer": address} + its connection
 
 Invariants:
 - Nothing of a peer is read before its address was found to be some resource's `remote`.
@@ -36,6 +37,7 @@ from hast.control import Role
 from hast.errors import HastError, TemporaryError
 from hast.listening import Listening
 from hast.messages import TOKEN_SIZE, Handshake1Request, Handshake2Request, Refusal
+from hast.notice import Notice
 from hast.nv import printable
 from hast.peeraccess import PeerAccess
 from hast.sockio import read_message, write_all
@@ -229,6 +231,10 @@ class PeerListener:
             if target is None or refusal is not None:
                 assert refusal is not None
                 return await self._refuse(sock, peer, hello.resource, refusal)
+            if isinstance(hello, Notice):
+                message = {"cmd": "notice", "token": hello.token.hex(), "word": hello.word, "peer": peer}
+                target.hand_over(message, [sock.fileno()])
+                return False
             if isinstance(hello, Handshake1Request):
                 return await self._first(sock, peer, target, hello)
             return await self._second(sock, peer, target, hello)
@@ -280,7 +286,7 @@ class PeerListener:
             target.hand_over(message, [half.socket.fileno(), sock.fileno()])
         finally:
             self.forget(name)  # the worker has copies, or nobody has
-        log.info("%s: %s connected, protocol version %d", name, peer, half.version)
+        log.debug("%s: %s asks for a connection, protocol version %d", name, peer, half.version)
         return False
 
 

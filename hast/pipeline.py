@@ -5,6 +5,7 @@ Invariants:
   (invariant 1), so nothing is lost with the old arena.
 - Stages are killed, and collected, before new ones are started: a component never has two writers, a ring never
   two producers.
+- A disk stage is told that one before it has failed a flush: the kernel would not say so again.
 - The worker's own descriptors (component, FUSE channel) are not touched by any of this. A connection's descriptors
   belong to its stages: the worker's copies are closed when those run.
 """
@@ -16,10 +17,12 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hast.channel import Channel, ChannelClosedError, Message
+from hast.component import Component
 from hast.errors import HastError, ProtocolError, SystemCallError
+from hast.metadata import Metadata
 from hast.shm.arena import Arena, Geometry
 from hast.stages import disk as disk_stage
 from hast.stages import ggate as ggate_stage
@@ -54,6 +57,34 @@ class PipelineSettings:
     geometry: Geometry
     disk: DiskSettings
     serves_device: bool = False
+
+
+def component_settings(
+    component: Component,
+    metadata: Metadata,
+    role: str,
+    *,
+    nclient: int,
+    nsync: int,
+    slab_size: int,
+    device: bool = False,
+) -> PipelineSettings:
+    """Those of a resource whose component this is. nclient and nsync: slots; slab_size in bytes; device: a block device
+    of this machine stands on it."""
+    geometry = Geometry(
+        datasize=metadata.datasize,
+        data_offset=metadata.offset,
+        extentsize=metadata.extentsize,
+        mapsize=metadata.mapsize,
+        keepdirty=metadata.keepdirty,
+        nclient=nclient,
+        nsync=nsync,
+        slab_size=slab_size,
+    )
+    disk = DiskSettings(
+        component.fd, component.engine, component.align, note=component.note, direct=component.direct
+    )
+    return PipelineSettings(component.resource, role, geometry, disk, device)
 
 
 @dataclass
@@ -109,6 +140,7 @@ class Pipeline:
     def _fork(self, stage: int, conn: ConnSettings | None) -> None:
         assert self.arena is not None
         settings = self.settings
+        decides = RECV if settings.role == "secondary" else GGATE
         ours, theirs = Channel.pair(f"{settings.resource}: {STAGE_NAMES[stage]} stage")
         context = StageContext(
             resource=settings.resource,
@@ -117,9 +149,10 @@ class Pipeline:
             arena=self.arena,
             control=theirs,
             bells=dict(self._bells),
-            disk=settings.disk if stage == DISK else None,
+            disk=settings.disk if stage in (DISK, decides) else None,
             conn=conn,
             serves_device=settings.serves_device,
+            lock=settings.disk.fd,
         )
         child = start_stage(context, ENTRIES[stage], ours)
         loop = asyncio.get_running_loop()
@@ -173,7 +206,18 @@ class Pipeline:
         elif not stage.stopping:
             self.on_death(number, f"{STAGE_NAMES[number]} stage {how}")
 
-    async def stop(self, *stages: int) -> None:
+    @property
+    def sync_error(self) -> int:
+        """The errno of the first flush of the component that a disk stage has failed, or 0."""
+        # A stage that never ran has said nothing.
+        failed = int(self.arena.stage(DISK).extra[0]) if self.arena is not None else 0
+        return failed or self.settings.disk.sync_error
+
+    def runs(self, stage: int) -> bool:
+        """Whether it does; one that nobody has told to end may have done so as well."""
+        return stage in self.stages and not self.stages[stage].end.done()
+
+    async def stop(self, *stages: int, seconds: float = END_SECONDS) -> None:
         """Have these stages finish what is under way, one after the other; who does not end in time is killed."""
         for number in stages:
             stage = self.stages.get(number)
@@ -185,7 +229,7 @@ class Pipeline:
                 await asyncio.wait([stage.end], timeout=CLIENT_SECONDS)
                 if not stage.end.done():
                     self.send(number, {"cmd": "drop"})
-            await asyncio.wait([stage.end], timeout=END_SECONDS)
+            await asyncio.wait([stage.end], timeout=seconds)
             if not stage.end.done():
                 log.warning("%s: %s stage does not end, killing it", self.settings.resource, STAGE_NAMES[number])
         await self.kill(*stages)
@@ -212,5 +256,7 @@ class Pipeline:
             os.close(bell)
         self._bells.clear()
         if self.arena is not None:
+            disk = replace(self.settings.disk, sync_error=self.sync_error)
+            self.settings = replace(self.settings, disk=disk)
             self.arena.close()
             self.arena = None

@@ -4,12 +4,14 @@ Invariants:
 - Metadata is written by this process only, while the component is locked; a counter that others rely on is durable
   before they are told (invariant 7: degraded first).
 - The device is published after everything below it serves, and withdrawn before anything below it ends.
-- A stage that dies costs the clients a pause: the pipeline is started anew under the same device.
+- A stage that dies costs the clients a pause: the pipeline is started anew under the same device. So does a worker that
+  dies: its successor is given the device, and has everything asked again that has no answer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import secrets
@@ -20,20 +22,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hast import blockdev, decision, peering
+from hast import blockdev, boot, peering, promotion
 from hast.component import Component, open_component
 from hast.config import Resource
 from hast.control import Role, StatusEntry
 from hast.device.nbd import NbdExport
 from hast.device.nbdlisten import NbdListener
-from hast.errors import HastError, TemporaryError
+from hast.errors import HastError, TemporaryError, UnavailableError
 from hast.ffi import _hast
 from hast.link import MODES, Link, Owner
 from hast.metadata import Metadata
-from hast.pipeline import Pipeline, PipelineSettings
+from hast.outage import DETACHED, Outage
+from hast.pipeline import END_SECONDS, Pipeline, PipelineSettings, component_settings
 from hast.reload import Action, action, changed_settings
-from hast.shm.arena import Geometry
-from hast.stages.context import DISK, GGATE, RECV, SEND, DiskSettings
+from hast.stages.context import DISK, GGATE, RECV, SEND
 
 log = logging.getLogger(__name__)
 lib = _hast.lib
@@ -42,10 +44,13 @@ CLIENT_SLOTS = 256  # bios of clients under way at once
 SYNC_SLOTS = 32
 SLAB_SIZE = 128 * 1024  # bytes: what a peer of version 2 takes in one request
 LOCK_SECONDS = 2.0  # for the kernel to let go of the component of a worker that was killed
+LEAVE_SECONDS = 1.0  # for stages to finish what is under way when another worker goes on with the device
+GRANT_SECONDS = 0.5  # between attempts to store that this node writes alone
+SETTLE_SECONDS = 3.0  # for what was written before a connection to be copied to the secondary, which lacks it
 RESTARTS = 8  # of the pipeline, within
 RESTART_WINDOW = 60.0  # seconds, before the worker gives up and is started anew itself
 
-Tell = Callable[[dict[str, Any]], None]
+Tell = Callable[..., None]
 
 
 class Primary:
@@ -58,28 +63,55 @@ class Primary:
         self.failed: asyncio.Future[HastError] = asyncio.get_running_loop().create_future()
         self.component: Component | None = None
         self.metadata: Metadata | None = None
+        self.stored = True  # what is on disk is `metadata`
         self.pipeline: Pipeline | None = None
         self.listener: NbdListener | None = None
         self.device: blockdev.BlockDevice | None = None
+        self.served = False  # the device has a ggate stage, or has had one
+        self.waiting: list[tuple[socket.socket, int]] = []  # NBD clients that have come while there was no ggate stage
         self.link: Link | None = None
+        self.outage: Outage | None = None
+        self.retry: asyncio.TimerHandle | None = None  # until the next attempt to raise localcnt
+        self.owed: tuple[int, float] | None = None  # what _go_degraded() is to do when the secondary is lost
+        self.patience: asyncio.TimerHandle | None = None  # for the secondary, while the component is out of date
         self.restarts: list[float] = []
         self.restarting: asyncio.Task[None] | None = None
         self.turn = asyncio.Lock()  # one restart of the stages, or one change of the settings, at a time
 
     # ---- start ----
 
-    async def start(self) -> None:
-        """Serve the resource. Raises HastError; shutdown() then takes away what is there already."""
-        resource = self.resource
-        self.component = open_component(resource.name, resource.localpath, resource.directio, wait=LOCK_SECONDS)
+    async def start(self, orders: dict[str, Any], fds: list[int]) -> None:
+        """Serve the resource; orders as in hast/workers.py. Raises HastError; shutdown() then takes away what is there
+        already."""
+        resource, left = self.resource, orders.get("device")
+        if left is not None and len(fds) == 1:
+            self.device = blockdev.BlockDevice(replace(resource, provname=str(left["provname"])), self.rundir)
+            self.device.adopt(fds[0])
+        note = boot.note(self.rundir, resource.name)
+        self.component = open_component(resource.name, resource.localpath, resource.directio, True, LOCK_SECONDS, note)
         self.metadata = self.component.read_metadata()
         virgin = self._become_primary()
-        self.device = blockdev.choose(resource, self.rundir)
-        self.pipeline = Pipeline(self._settings(), self._stage_message, self._stage_death)
+        if self.device is None:
+            self.device = blockdev.choose(resource, self.rundir)
+        elif left != self._device_facts():
+            raise UnavailableError(
+                f"{resource.name}: its block device is taken away, the settings or the component have changed:"
+                f" {left} became {self._device_facts()}"
+            )
+        settings = self._settings()
+        if boot.lost(self.rundir, resource.name):
+            if orders.get("again") and not self.metadata.syncing:
+                # The worker before this one may have died before clients were told. Where it is known that the
+                # component is out of date, what it has lost is read from the secondary, and copied.
+                settings = replace(settings, disk=replace(settings.disk, sync_error=errno.EIO))
+            else:
+                boot.forget(note)
+        self.pipeline = Pipeline(settings, self._stage_message, self._stage_death)
+        self.outage = Outage(self)
         await self._start_stages()
         if resource.remote is not None:
             self.link = Link(self._owner(), virgin)
-            await self.link.start()
+            await self.link.start(bool(orders.get("resume")))
         self.listener = NbdListener(
             self.rundir / f"{resource.name}.sock",
             NbdExport(
@@ -88,10 +120,14 @@ class Primary:
             self._nbd_client,
         )
         await self.listener.start()
-        if self.device is not None:
+        if self.device is not None and self.device.fd >= 0:
+            self._serve_device(resend=True)
+        elif self.device is not None:
             self.device.open()
             self._serve_device(resend=False)
             await self.device.attach()
+            self.tell({"event": "device", "device": self._device_facts()}, (self.device.fd,))
+            self.device.kept = True
 
     def ready_message(self) -> dict[str, Any]:
         """What main is told when clients can be served."""
@@ -101,15 +137,28 @@ class Primary:
             "nbd": str(self.rundir / f"{self.resource.name}.sock"),
         }
 
-    def _become_primary(self) -> bool:
-        """Counters as docs/protocol.md section 6 has them: a resuid at the first start ever, the role noted. Whether
-        nothing was ever written here."""
+    def _device_facts(self) -> dict[str, Any] | None:
+        """What a block device is: a worker that finds it left by another one serves it only if all of it is the same.
+        None when there is to be none."""
+        if self.device is None or self.resource.device == "nbd":
+            return None
         assert self.metadata is not None
-        metadata = self.metadata
-        virgin = metadata.resuid == 0
-        if virgin:
-            metadata = replace(metadata, resuid=decision.choose_resuid(secrets.randbits(64)))
-        self._store(replace(metadata, prevrole=Role.PRIMARY))
+        return {
+            "mount": self.device.mount,
+            "provname": self.resource.provname,
+            "localpath": self.resource.localpath,
+            "datasize": self.metadata.datasize,
+            "resuid": self.metadata.resuid,
+        }
+
+    def _become_primary(self) -> bool:
+        """Take the role in the metadata, if it may be taken (hast/promotion.py). Whether nothing was ever written
+        here."""
+        assert self.metadata is not None
+        if self.metadata.discard:
+            log.warning("%s: 'hastctl discard' is void, this node becomes primary", self.resource.name)
+        metadata, virgin = promotion.as_primary(self.metadata, secrets.randbits(64))
+        self._store(metadata)
         return virgin
 
     def _owner(self) -> Owner:
@@ -122,70 +171,84 @@ class Primary:
         def hook(event: str) -> None:
             self.tell({"event": "hook", "args": [event, self.resource.name]})
 
-        return Owner(self.resource, self.pipeline, metadata, self._store, hook, self._fail)
+        def keepmap() -> bool:
+            return self.outage is not None and self.outage.unrecorded
+
+        return Owner(self.resource, self.pipeline, metadata, self._store, hook, self._fail, self._lonely, keepmap)
 
     def _store(self, metadata: Metadata) -> None:
-        """Make `metadata` durable, then rely on it."""
+        """Make `metadata` durable, whatever `metaflush` says of maps, then rely on it."""
         assert self.component is not None
-        if metadata != self.metadata:
-            self.component.write_metadata(metadata, flush=self.resource.metaflush)
-            self.metadata = metadata
+        if metadata != self.metadata or not self.stored:
+            self.stored = False  # should this fail, nobody knows which of the two is on disk
+            self.component.write_metadata(metadata)
+            self.metadata, self.stored = metadata, True
 
     def _settings(self) -> PipelineSettings:
         assert self.component is not None and self.metadata is not None
-        component, metadata = self.component, self.metadata
-        return PipelineSettings(
-            resource=self.resource.name,
-            role="primary",
-            geometry=Geometry(
-                datasize=metadata.datasize,
-                data_offset=metadata.offset,
-                extentsize=metadata.extentsize,
-                mapsize=metadata.mapsize,
-                keepdirty=metadata.keepdirty,
-                nclient=CLIENT_SLOTS,
-                nsync=SYNC_SLOTS,
-                slab_size=SLAB_SIZE,
-            ),
-            disk=DiskSettings(component.fd, component.engine, component.align),
-            serves_device=self.device is not None,
+        return component_settings(
+            self.component,
+            self.metadata,
+            "primary",
+            nclient=CLIENT_SLOTS,
+            nsync=SYNC_SLOTS,
+            slab_size=SLAB_SIZE,
+            device=self.device is not None,
         )
 
     async def _start_stages(self) -> None:
         assert self.component is not None and self.metadata is not None and self.pipeline is not None
         arena = self.pipeline.create()
-        arena.load_map(self.component.read_map(self.metadata))
+        detached = self.outage is not None and self.outage.detached
+        if not detached:
+            arena.load_map(self.component.read_map(self.metadata))
+            # Map and metadata are relied on as durable from now on. Who wrote them may have died before the flush.
+            self.component.flush()
+        arena.seq.detach_on_error = int(self.resource.on_io_error == "detach")
         arena.seq.mode = MODES[self.resource.replication]
         arena.seq.sync_rate = self.resource.syncrate
         arena.seq.metaflush = int(self.resource.metaflush)
         arena.seq.degraded_ok = int(self._degraded_granted())
         # Marked extents are old here until the synchronisation that was broken off is complete (invariant 6).
         arena.seq.sync_remote = int(self.metadata.syncing)
+        if detached:
+            lib.hast_seq_detach(arena.c)
         await self.pipeline.start(DISK, GGATE)
+        self._lonely()
 
     def _degraded_granted(self) -> bool:
-        """Whether localcnt says already that this node writes alone."""
+        """Whether localcnt says already, on the disk, that this node writes alone."""
         assert self.metadata is not None
-        return self.metadata.alone
+        return self.metadata.alone and self.stored
 
     # ---- while it runs ----
 
     def _nbd_client(self, connection: socket.socket, flags: int) -> None:
         assert self.pipeline is not None
+        if self.restarting is not None and not self.restarting.done():
+            self.waiting.append((connection, flags))
+            return
         self.pipeline.send(GGATE, {"cmd": "nbd", "flags": flags}, (connection.fileno(),))
         connection.close()
 
     def _serve_device(self, resend: bool) -> None:
         assert self.pipeline is not None
         if self.device is not None and self.device.fd >= 0:
+            self.served = True
             self.pipeline.send(GGATE, {"cmd": "fuse", "resend": resend}, (self.device.fd,))
 
     def _stage_message(self, stage: int, message: dict[str, Any]) -> None:
         if message.get("event") == "seq":
-            self._sequencer_event(int(message["bits"]), int(message.get("dirty", 0)))
+            self._sequencer_event(message)
         elif message.get("event") == "lost" and self.link is not None:
             self.link.lose(str(message.get("why", "")))
+        elif message.get("event") == "unjoined" and self.link is not None:
+            self.link.lose(str(message.get("why", "")), unused=True)
+        elif message.get("event") == "disconnected" and self.link is not None:
+            self.link.parted()
         elif message.get("event") == "device":
+            if self.device is not None:
+                self.device.dead = True
             self._fail(
                 TemporaryError(
                     f"{self.resource.name}: the kernel closed the block device ({os.strerror(message['errno'])}),"
@@ -193,12 +256,20 @@ class Primary:
                 )
             )
 
-    def _sequencer_event(self, bits: int, to_sync: int) -> None:
+    def _sequencer_event(self, message: dict[str, Any]) -> None:
+        bits = int(message["bits"])
         try:
+            if bits & lib.HAST_SEQ_SYNC_DONE:
+                self._end_retry()  # who has waited was answered by that
             if self.link is not None:
-                self.link.sequencer(bits, to_sync)
+                self.link.sequencer(bits, int(message["dirty"]))
+            if bits & lib.HAST_SEQ_SYNC_DONE:
+                self._remember()
+            if bits & lib.HAST_SEQ_LOCAL_FAILED and self.outage is not None:
+                self.outage.failed(bool(message["detach"]))
             if bits & lib.HAST_SEQ_NEED_DEGRADED:
-                self._go_degraded()
+                self._end_retry()
+                self._go_degraded(int(message["number"]))
             if bits & lib.HAST_SEQ_MAP_FAILED:
                 log.error(
                     "%s: the activemap on %s cannot be written: writes fail until it can",
@@ -208,11 +279,67 @@ class Primary:
         except HastError as error:
             self._fail(error)
 
-    def _go_degraded(self) -> None:
-        """The first write without the secondary waits for this: raise localcnt, store it, let go (invariant 7)."""
+    def _lonely(self) -> None:
+        """There is no secondary now: what an out-of-date component cannot do without it waits, but not for ever; what
+        waited for the secondary to have it is done without."""
+        if self.owed is not None:
+            number, until = self.owed
+            self._end_retry()
+            self._go_degraded(number, until)
+        if self.patience is not None:
+            self.patience.cancel()
+            self.patience = None
+        assert self.metadata is not None
+        if self.metadata.syncing:
+            seconds = self.resource.timeout if self.link is not None or self.resource.remote is not None else 0
+            self.patience = asyncio.get_running_loop().call_later(seconds, self._give_up)
+
+    def _give_up(self) -> None:
+        assert self.pipeline is not None
+        self.pipeline.send(GGATE, {"cmd": "give_up"})
+
+    def _go_degraded(self, number: int, until: float = 0.0) -> None:
+        """The first write without the secondary waits for this: raise localcnt, store it, let go (invariant 7). Where
+        the disk does not take it, whoever waits goes on waiting, for the disk or the secondary, and is told after
+        `timeout`. number: of the question; until: when it is given up, in the loop's time."""
         assert self.metadata is not None and self.pipeline is not None
-        self._store(peering.wrote_alone(self.link.peering if self.link is not None else None, self.metadata))
-        self.pipeline.send(GGATE, {"cmd": "grant"})
+        loop, link = asyncio.get_running_loop(), self.link
+        if link is not None:
+            link.apart()
+        alone = peering.wrote_alone(link.peering if link is not None else None, self.metadata)
+        if link is not None and link.in_use and alone != self.metadata:
+            # Begun before the connection, or failed there: the secondary lacks it, and was told that it lacks nothing.
+            # It has it soon, or is left, and learns from the next handshake that it is a target (invariant 10).
+            self.owed = number, until
+            wait = max(SETTLE_SECONDS, until - loop.time())
+            self.retry = loop.call_later(wait, link.lose, "what was written before it waits for too long")
+            return
+        try:
+            self._store(alone)
+        except HastError as error:
+            if until == 0.0:
+                log.error("%s; writes wait for it, or for the other node", error)
+                until = loop.time() + self.resource.timeout
+            if loop.time() < until:
+                self.retry = loop.call_later(GRANT_SECONDS, self._go_degraded, number, until)
+            else:
+                self.pipeline.send(GGATE, {"cmd": "refuse_grant"})
+            return
+        self._remember()
+        self.pipeline.send(GGATE, {"cmd": "grant", "number": number})
+
+    def _remember(self) -> None:
+        """The metadata tell of all that is lacking here, if no flush has failed: whichever of the two comes first."""
+        assert self.component is not None and self.pipeline is not None
+        boot.remember(self.rundir, self.resource.name)
+        if self.component.sync_failed or self.pipeline.sync_error:
+            boot.spoil(boot.note(self.rundir, self.resource.name))
+
+    def _end_retry(self) -> None:
+        self.owed = None
+        if self.retry is not None:
+            self.retry.cancel()
+            self.retry = None
 
     def _fail(self, error: HastError) -> None:
         if not self.failed.done():
@@ -221,16 +348,14 @@ class Primary:
     def _stage_death(self, stage: int, what: str) -> None:
         """A stage is gone: take the pipeline down and up again, the device stays (its requests are issued anew)."""
         if stage in (SEND, RECV) and self.link is not None:
-            self.link.lose(what)
+            self.link.lose(what, died=True)
             return
         now = time.monotonic()
         self.restarts = [*(t for t in self.restarts if now - t < RESTART_WINDOW), now]
         if self.failed.done() or (self.restarting is not None and not self.restarting.done()):
             return
         if len(self.restarts) > RESTARTS:
-            self._fail(
-                TemporaryError(f"{self.resource.name}: its {what}, {RESTARTS} times in {RESTART_WINDOW:g} s")
-            )
+            self._fail(TemporaryError(f"{self.resource.name}: its {what}, {RESTARTS} times in {RESTART_WINDOW:g} s"))
             return
         log.error("%s: its %s; restarting its stages", self.resource.name, what)
         self.restarting = asyncio.get_running_loop().create_task(self._restart())
@@ -244,11 +369,19 @@ class Primary:
                 await self.pipeline.close()
                 await self._start_stages()
                 self._serve_device(resend=True)
+                self._serve_waiting()
                 if self.link is not None:
                     self.link.resume()
                 log.warning("%s: its stages run again", self.resource.name)
             except HastError as error:
                 self._fail(error)
+
+    def _serve_waiting(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        for connection, flags in waiting:
+            assert self.pipeline is not None
+            self.pipeline.send(GGATE, {"cmd": "nbd", "flags": flags}, (connection.fileno(),))
+            connection.close()
 
     async def reload(self, resource: Resource) -> None:
         """Go on with other settings, none of which needs a new worker (hast/reload.py)."""
@@ -256,7 +389,11 @@ class Primary:
         async with self.turn:
             changed = changed_settings(self.resource, resource)
             self.resource = resource
-            settings = {"syncrate": resource.syncrate, "metaflush": int(resource.metaflush)}
+            settings = {
+                "sync_rate": resource.syncrate,
+                "metaflush": int(resource.metaflush),
+                "detach_on_error": int(resource.on_io_error == "detach"),
+            }
             self.pipeline.send(GGATE, {"cmd": "settings", **settings})
             if action(changed, Role.PRIMARY) is Action.RECONNECT:
                 await self._relink()
@@ -279,6 +416,9 @@ class Primary:
         entry: dict[str, Any] = {"status": "degraded", "role": "primary", "workerpid": os.getpid()}
         if self.metadata is not None:
             entry |= {"extentsize": self.metadata.extentsize, "keepdirty": self.metadata.keepdirty}
+            entry["syncing"] = int(self.metadata.syncing)
+            if self.outage is not None and self.outage.detached:
+                entry["syncing"] = DETACHED
         arena = self.pipeline.arena if self.pipeline is not None else None
         if arena is None or self.metadata is None:
             return entry
@@ -305,20 +445,32 @@ class Primary:
 
     # ---- end ----
 
-    async def shutdown(self) -> None:
-        """Withdraw the device, answer what is under way, end the stages, give the component back. Never raises."""
+    async def shutdown(self, leave: bool, abandoned: bool) -> None:
+        """Withdraw the device, answer what is under way, end the stages, give the component back. Never raises.
+
+        leave: the device stays for the next worker. abandoned: hastd is gone, and the next one waits for this worker.
+        """
         if self.restarting is not None:
             await asyncio.wait([self.restarting])
+        if self.patience is not None:
+            self.patience.cancel()
+        if self.outage is not None:
+            await self.outage.close()
+        for connection, _ in self.waiting:
+            connection.close()
         try:
             if self.listener is not None:
                 await self.listener.close()
-            if self.device is not None:
-                await self.device.detach()
+            self._end_retry()
+            if not leave:
+                self._end_waits()
+            if not leave or (self.device is not None and (self.device.dead or not self.device.kept)):
+                await self._remove_device()
             if self.pipeline is not None:
-                await self.pipeline.stop(GGATE)
-                if self.link is not None:
+                if not abandoned:
+                    await self._stop_stages(leave)
+                elif self.link is not None:
                     await self.link.pause()
-                await self.pipeline.stop(SEND, RECV, DISK)
                 await self.pipeline.close()
             if self.device is not None:
                 self.device.close()
@@ -327,6 +479,25 @@ class Primary:
         finally:
             if self.component is not None:
                 self.component.close()
+
+    def _end_waits(self) -> None:
+        """Who waits for the secondary, or for the disk, gets an error; else the next worker is asked for it again."""
+        if self.pipeline is not None:
+            self.pipeline.send(GGATE, {"cmd": "give_up"})
+            self.pipeline.send(GGATE, {"cmd": "refuse_grant"})
+
+    async def _remove_device(self) -> None:
+        if self.device is not None:
+            await self.device.detach(abort=not self.served)
+            self.tell({"event": "released"})
+
+    async def _stop_stages(self, leave: bool) -> None:
+        assert self.pipeline is not None
+        seconds = LEAVE_SECONDS if leave else END_SECONDS
+        await self.pipeline.stop(GGATE, seconds=seconds)
+        if self.link is not None:
+            await self.link.pause()
+        await self.pipeline.stop(SEND, RECV, DISK, seconds=seconds)
 
 
 STATUS_FIELDS = frozenset(StatusEntry.__dataclass_fields__)

@@ -31,14 +31,14 @@ class Action(IntEnum):
 
 # Settings whose change is more than a new value, by role; in the role init there is nothing to be done.
 RESTART = {
-    Role.PRIMARY: frozenset({"provname", "localpath", "device", "directio", "on_io_error"}),
+    Role.PRIMARY: frozenset({"provname", "localpath", "device", "directio"}),
     Role.SECONDARY: frozenset({"localpath", "directio"}),
 }
 RECONNECT = {
     Role.PRIMARY: frozenset({"remote", "source", "replication", "checksum", "compression", "timeout"}),
     Role.SECONDARY: frozenset({"remote", "checksum", "compression", "timeout"}),
 }
-LIVE = frozenset({"exec", "syncrate", "metaflush"})
+LIVE = frozenset({"exec", "syncrate", "metaflush", "on_io_error"})
 
 # The word of hast.conf for a field that is not called like it.
 WORDS = {"provname": "name", "localpath": "local", "on_io_error": "on-io-error"}

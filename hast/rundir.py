@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from hast.errors import PermissionDeniedError, SystemCallError, TemporaryError
+from hast.keeper import SOCKET as KEEPER
 from hast.pidfile import PidFile
 
 log = logging.getLogger(__name__)
@@ -87,14 +88,15 @@ class RunDirectory:
             time.sleep(POLL_SECONDS)
 
     def _remove_sockets(self) -> None:
-        """Sockets that nobody serves any more, because nobody but us is here."""
+        """Sockets that nobody serves any more, because nobody but us and the keeper (hast/keeper.py) is here."""
         for entry in self.path.iterdir():
-            # Not is_socket(): a dead FUSE mount, which is taken away later, cannot be asked what it is.
+            if entry.suffix == ".dev":
+                continue  # a FUSE mount: when its server is gone, asking what it is takes as long as there is none
             try:
                 is_socket = stat.S_ISSOCK(entry.lstat().st_mode)
             except OSError:
                 continue
-            if is_socket:
+            if is_socket and entry.name != KEEPER:
                 log.debug("removing %s, which the last hastd left", entry)
                 entry.unlink(missing_ok=True)
 

@@ -15,24 +15,28 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hast import boot
 from hast.activemap import METADATA_SIZE, count_dirty, extent_count
+from hast.channel import close_all
 from hast.component import Component, open_component
 from hast.config import Resource
 from hast.control import Role
-from hast.errors import HastError
-from hast.handshake import answer_second, request_from_dict
-from hast.messages import SPLIT_BRAIN_ADVICE
+from hast.decision import Outcome
+from hast.errors import DiskError, HastError, UnavailableError
+from hast.handshake import SecondaryAnswer, answer_second, refusal_message, refused_second, request_from_dict
+from hast.messages import DISK_FAILED, MISMATCH_ADVICE, SPLIT_BRAIN_ADVICE, Handshake2Request, Refusal
 from hast.metadata import Metadata
-from hast.pipeline import Pipeline, PipelineSettings
+from hast.notice import AHEAD, Notice, heed
+from hast.pipeline import Pipeline, PipelineSettings, component_settings
+from hast.promotion import discarding
 from hast.reload import Action, action, changed_settings
-from hast.shm.arena import Geometry
-from hast.sockio import write_all
-from hast.stages.context import DISK, RECV, SEND, ConnSettings, DiskSettings
+from hast.sockio import watch, write_all
+from hast.stages.context import DISK, RECV, SEND, ConnSettings
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +45,7 @@ SLAB_SIZE = 1 << 20  # bytes: the largest request that has to be taken
 SILENCE_SECONDS = 20.0  # without a request or a keepalive
 LOCK_SECONDS = 2.0  # for the kernel to let go of the component of a worker that was killed
 
-Tell = Callable[[dict[str, Any]], None]
+Tell = Callable[..., None]
 
 
 class Secondary:
@@ -49,21 +53,29 @@ class Secondary:
 
     def __init__(self, resource: Resource, rundir: Path, tell: Tell) -> None:
         self.resource = resource
+        self.rundir = rundir
         self.tell = tell
         self.failed: asyncio.Future[HastError] = asyncio.get_running_loop().create_future()
         self.component: Component | None = None
         self.metadata: Metadata | None = None
+        self.stored = True  # what is on disk is `metadata`
         self.pipeline: Pipeline | None = None
         self.connected = False
         self.peer = ""
+        self._token = b""  # of the connection in force
+        self._keepmap = False  # its primary cannot store our map
+        self._refused = ""  # why the last handshake was
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self) -> None:
+    async def start(self, orders: dict[str, Any], fds: list[int]) -> None:
         """Be ready for a primary. Raises HastError."""
+        close_all(fds)
         resource = self.resource
-        self.component = open_component(resource.name, resource.localpath, resource.directio, wait=LOCK_SECONDS)
+        note = boot.note(self.rundir, resource.name)
+        self.component = open_component(resource.name, resource.localpath, resource.directio, True, LOCK_SECONDS, note)
         self.metadata = self.component.read_metadata()
+        self.component.flush()  # who wrote it may have died before its flush, and a primary is going to rely on it
         self._store(replace(self.metadata, prevrole=Role.SECONDARY))
 
     def ready_message(self) -> dict[str, Any]:
@@ -71,37 +83,41 @@ class Secondary:
         return {"event": "ready", "device": None, "nbd": None}
 
     def _store(self, metadata: Metadata) -> None:
-        """Make `metadata` durable, then rely on it."""
+        """Make `metadata` durable, whatever `metaflush` says of maps, then rely on it."""
         assert self.component is not None
-        if metadata != self.metadata:
-            self.component.write_metadata(metadata, flush=self.resource.metaflush)
-            self.metadata = metadata
+        if metadata != self.metadata or not self.stored:
+            self.stored = False  # should this fail, nobody knows which of the two is on disk
+            self.component.write_metadata(metadata)
+            self.metadata, self.stored = metadata, True
 
     def _hook(self, event: str) -> None:
         self.tell({"event": "hook", "args": [event, self.resource.name]})
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     # ---- a primary connects ----
 
     def connection(self, message: dict[str, Any], fds: list[int]) -> None:
         """Main's message: two connections, the second one's handshake request has been read. Owns the descriptors."""
         if len(fds) != 2:
-            for fd in fds:
-                os.close(fd)
+            close_all(fds)
             log.error("%s: a connection without its sockets", self.resource.name)
             return
-        task = asyncio.get_running_loop().create_task(self._connection(message, fds))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._later(self._connection(message, fds))
 
     async def _connection(self, message: dict[str, Any], fds: list[int]) -> None:
         name = self.resource.name
         with contextlib.ExitStack() as stack:
             incoming, out = (stack.enter_context(socket.socket(fileno=fd)) for fd in fds)
-            for sock in (incoming, out):
-                sock.setblocking(False)
             async with self._turn:
                 await self._drop("a new connection takes its place")
                 try:
+                    for sock in (incoming, out):
+                        sock.setblocking(False)
+                        watch(sock, self.resource.timeout)
                     async with asyncio.timeout(self.resource.timeout):
                         accepted = await self._answer(message, incoming)
                     if accepted:
@@ -116,32 +132,66 @@ class Secondary:
 
     async def _answer(self, message: dict[str, Any], incoming: socket.socket) -> bool:
         """Decide, store, answer on connection 1. Whether there is a connection now."""
+        assert self.metadata is not None
+        version = int(message["version"])
+        try:
+            answer = self._decide(request_from_dict(message["request"]), version)
+        except DiskError as error:  # nothing is accepted that is not durable; the disk may be well the next time
+            if self._news(str(error)):
+                log.error("%s: the primary is refused", error)
+            await write_all(incoming, refused_second(DISK_FAILED, version, self.metadata))
+            return False
+        await write_all(incoming, answer.message)
+        if answer.decision.warning:
+            log.warning("%s: %s", self.resource.name, answer.decision.warning)
+        if answer.decision.error is None:
+            self._refused = ""
+        elif self._news(answer.decision.error):
+            self._complain(answer, str(message.get("peer")))
+        return answer.accepted
+
+    def _decide(self, request: Handshake2Request, version: int) -> SecondaryAnswer:
+        """The answer, once all is durable that it promises. Raises DiskError."""
         assert self.component is not None and self.metadata is not None
         component, metadata = self.component, self.metadata
+        # What was acknowledged and not flushed may be lost: with the power, or by a flush that has failed since.
+        doubt = boot.anew(self.rundir, self.resource.name)
         answer = answer_second(
-            request_from_dict(message["request"]),
-            int(message["version"]),
+            request,
+            version,
             metadata,
             lambda: component.read_map(metadata),
             self.resource.compression,
             self.resource.checksum,
+            doubt,
         )
         if answer.map is not None:
-            self._write_map(answer.map)
+            self._write_map(answer.map, durable=True)
         self._store(answer.metadata)
-        await write_all(incoming, answer.message)
-        decided, name = answer.decision, self.resource.name
-        if decided.warning:
-            log.warning("%s: %s", name, decided.warning)
+        if answer.accepted and doubt:
+            boot.remember(self.rundir, self.resource.name)
+        return answer
+
+    def _news(self, reason: str) -> bool:
+        """Whether this is another reason to refuse than the last one: the primary will try again and again."""
+        before, self._refused = self._refused, reason
+        return reason != before
+
+    def _complain(self, answer: SecondaryAnswer, peer: str) -> None:
+        """Why a primary was refused."""
+        name = self.resource.name
         if answer.split_brain:
-            log.error("%s: %s", name, SPLIT_BRAIN_ADVICE)
+            log.error(SPLIT_BRAIN_ADVICE, name, name)
             self._hook("split-brain")
-        elif not answer.accepted:
-            log.error("%s: refused %s: %s", name, message.get("peer"), decided.error)
-        return answer.accepted
+        else:
+            log.error("%s: refused %s: %s", name, peer, answer.decision.error)
+            if answer.decision.outcome is Outcome.RESUID_MISMATCH:
+                log.error(MISMATCH_ADVICE, name, name)
 
     async def _serve(self, message: dict[str, Any], incoming: socket.socket, out: socket.socket) -> None:
         self.peer = str(message.get("peer", ""))
+        request = request_from_dict(message["request"])
+        self._token, self._keepmap = request.token, request.keepmap
         self.pipeline = Pipeline(self._settings(), self._stage_message, self._stage_death)
         self.pipeline.create()
         version = int(message["version"])
@@ -161,22 +211,23 @@ class Secondary:
 
     def _settings(self) -> PipelineSettings:
         assert self.component is not None and self.metadata is not None
-        component, metadata = self.component, self.metadata
-        return PipelineSettings(
-            resource=self.resource.name,
-            role="secondary",
-            geometry=Geometry(
-                datasize=metadata.datasize,
-                data_offset=metadata.offset,
-                extentsize=metadata.extentsize,
-                mapsize=metadata.mapsize,
-                keepdirty=metadata.keepdirty,
-                nclient=SLOTS,
-                nsync=0,
-                slab_size=SLAB_SIZE,
-            ),
-            disk=DiskSettings(component.fd, component.engine, component.align),
+        return component_settings(
+            self.component, self.metadata, "secondary", nclient=SLOTS, nsync=0, slab_size=SLAB_SIZE
         )
+
+    def discard(self) -> dict[str, Any]:
+        """`hastctl discard`: nothing, or an error in words with its exit code."""
+        assert self.metadata is not None
+        try:
+            if self.connected:
+                raise UnavailableError(
+                    f"{self.resource.name}: it is connected to its primary: it has no changes of its own to throw away"
+                )
+            self._store(discarding(self.metadata))
+        except HastError as error:
+            return {"error": str(error), "code": error.exit_code}
+        log.warning("%s: its own changes are to be thrown away when a split-brain is found", self.resource.name)
+        return {}
 
     # ---- while it is there ----
 
@@ -192,36 +243,80 @@ class Secondary:
     def _first_request(self) -> None:
         """The primary has merged our map into its own, durably: ours is not needed any more."""
         assert self.metadata is not None
+        if self._keepmap:
+            return
         try:
-            self._write_map(bytes(self.metadata.mapsize))
+            self._write_map(bytes(self.metadata.mapsize), durable=self.resource.metaflush)
         except HastError as error:
             # Too much is dirty then, which costs a longer synchronisation and nothing else.
             log.error("%s", error)
 
-    def _write_map(self, activemap: bytes) -> None:
+    def _write_map(self, activemap: bytes, durable: bool) -> None:
         assert self.component is not None
         self.component.pwrite(METADATA_SIZE, activemap)
-        if self.resource.metaflush:
+        if durable:
             self.component.flush()
+
+    def notice(self, message: dict[str, Any], fds: list[int]) -> None:
+        """Main's message: the primary says something beside its connection. Owns the descriptor."""
+        if len(fds) == 1:
+            self._later(self._notice(message, fds[0]))
+        else:
+            close_all(fds)
+
+    async def _notice(self, message: dict[str, Any], fd: int) -> None:
+        peer = message.get("peer")
+        with socket.socket(fileno=fd) as sock:
+            sock.setblocking(False)
+            async with self._turn:
+                try:
+                    answer = self._heed(message)
+                except HastError as error:
+                    if self._news(str(error)):
+                        log.warning("%s: notice of %s refused: %s", self.resource.name, peer, error)
+                    text = DISK_FAILED if isinstance(error, DiskError) else str(error)
+                    answer = refusal_message(Refusal(text))
+            try:
+                async with asyncio.timeout(self.resource.timeout):
+                    await write_all(sock, answer)
+            except OSError as error:
+                log.debug("%s: %s does not take its answer: %s", self.resource.name, peer, error.strerror)
+
+    def _heed(self, message: dict[str, Any]) -> bytes:
+        """Store what the notice says; the answer. Raises HastError when it is refused."""
+        assert self.metadata is not None
+        notice = Notice(self.resource.name, bytes.fromhex(message["token"]), str(message["word"]))
+        heeded = heed(notice, self._token, self.metadata)
+        if heeded.map is not None:
+            self._keepmap = True
+            self._write_map(heeded.map, durable=True)
+        was_syncing = self._syncing
+        self._store(heeded.metadata)
+        if notice.word == AHEAD:
+            log.warning("%s: the data of %s is out of date, this node has the newer", self.resource.name, self.peer)
+        elif was_syncing:
+            log.info("%s: synchronisation complete, this node may become primary", self.resource.name)
+        return heeded.message
 
     def lose(self, why: str) -> None:
         """The connection is lost, or another one is about to take its place."""
-        if not self.connected:
-            return
-        task = asyncio.get_running_loop().create_task(self._lost(why))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if self.pipeline is not None:  # it may be lost while its stages are being started
+            self._later(self._lost(why, self.pipeline))
 
-    async def _lost(self, why: str) -> None:
+    async def _lost(self, why: str, pipeline: Pipeline) -> None:
         async with self._turn:
-            await self._drop(why)
+            if self.pipeline is pipeline:
+                await self._drop(why)
 
     async def _drop(self, why: str) -> None:
-        """End the connection's stages, after what they have received is on the component."""
+        """End the connection's stages, after what they have received is on the component: if the disk stage lives. The
+        primary knows what it has no reply for."""
+        self._token = b""
         pipeline, self.pipeline = self.pipeline, None
         if pipeline is None:
             return
-        await pipeline.stop(RECV, DISK, SEND)
+        if pipeline.runs(DISK):
+            await pipeline.stop(RECV, DISK, SEND)
         await pipeline.close()
         if self.connected:
             self.connected = False
@@ -238,10 +333,15 @@ class Secondary:
 
     # ---- status and end ----
 
+    @property
+    def _syncing(self) -> bool:
+        return self.metadata is not None and self.metadata.syncing
+
     def status(self) -> dict[str, Any]:
         """The fields of control.StatusEntry that only a running worker knows (docs/protocol.md section 7)."""
         entry: dict[str, Any] = {
-            "status": "complete" if self.connected else "degraded",
+            "status": "complete" if self.connected and not self._syncing else "degraded",
+            "syncing": int(self._syncing),
             "role": "secondary",
             "workerpid": os.getpid(),
         }
@@ -253,7 +353,7 @@ class Secondary:
             entry["dirty"] = count_dirty(self.component.read_map(metadata), extents) * metadata.extentsize
         return entry | {"extentsize": metadata.extentsize, "keepdirty": metadata.keepdirty}
 
-    async def shutdown(self) -> None:
+    async def shutdown(self, leave: bool, abandoned: bool) -> None:
         """End the connection, give the component back. Never raises."""
         for task in list(self._tasks):
             task.cancel()

@@ -12,10 +12,25 @@ import asyncio
 import socket
 
 from hast.errors import ProtocolError
-from hast.messages import HANDSHAKE_LIMIT, MAIN_HEADER, MainHeader, parse_main_header
+from hast.framing import HANDSHAKE_LIMIT, MAIN_HEADER, MainHeader, parse_main_header
 from hast.nv import Nv, decode
 
+PROBE_SECONDS = 10  # of silence before the system asks whether the other end is still there
+PROBES = 3
 CHUNK = 256 * 1024  # bytes asked for at once
+
+
+def watch(sock: socket.socket, timeout: int) -> None:
+    """Have the system end a TCP connection whose other end is gone without a word: data that it has not taken for
+    `timeout` seconds, or no answer to a probe for as long. Raises OSError."""
+    if sock.family == socket.AF_UNIX:
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, min(PROBE_SECONDS, timeout))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, timeout // PROBES))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout * 1000)
 
 
 class PeerClosedError(ProtocolError):

@@ -7,6 +7,7 @@ Invariants:
 - A worker that was serving and was killed, or ended for a reason that may pass, is started again, at
   intervals that grow; the role stays. Every end of a worker is logged in words.
 - Other settings leave the role alone. A worker has those of `resource`, or is about to.
+- A block device that a worker left is given to the next one; it is let go with the role (hast/keeping.py).
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from typing import Any
 from hast.channel import Message
 from hast.config import Resource
 from hast.control import ERROR_NO_ENTRY, STATUS_ELEMENTS, Role, RoleEntry, StatusEntry
-from hast.errors import HastError, TemporaryError
+from hast.errors import HastError, TemporaryError, UnavailableError
+from hast.keeping import Keeping
+from hast.promotion import discarding, forced, target_text
 from hast.reload import Action, action, changed_settings
 from hast.workers import Ending, Worker, Workforce
 
@@ -31,7 +34,7 @@ log = logging.getLogger(__name__)
 READY_SECONDS = 30.0  # for a worker to serve
 FIRST_PAUSE = 0.1  # seconds before a worker that died is started again; doubled each time
 LONGEST_PAUSE = 10.0
-SETTLED_SECONDS = 60.0  # a worker that has run so long has nothing to do with the last death
+SETTLED_SECONDS = 5.0  # a worker that has run so long has nothing to do with the last death
 
 # What a worker may say about itself; the rest main knows better.
 WORKER_ELEMENTS = STATUS_ELEMENTS[STATUS_ELEMENTS.index("status") :]
@@ -65,12 +68,16 @@ class Supervisor:
         workforce: Workforce,
         on_role: Callable[[Resource, Role, Role], None],
         on_event: OnEvent,
+        keeping: Keeping,
     ) -> None:
         self.resource = resource
         self.role = Role.INIT
         self._workforce = workforce
         self._on_role = on_role
         self._on_event = on_event
+        self._keeping = keeping
+        # hastd was gone while this resource had its role; done when a worker serves it again, or none can.
+        self._resumed: asyncio.Future[None] | None = None
         self._worker: Worker | None = None
         self._keeper: asyncio.Task[None] | None = None  # watches a worker that has served
         self._change: asyncio.Task[RoleEntry] | None = None
@@ -84,68 +91,150 @@ class Supervisor:
 
     # Roles.
 
-    async def set_role(self, role: Role) -> RoleEntry:
-        """Take a role; returns when it is in force or has failed, after READY_SECONDS and a stop at most."""
+    async def set_role(self, role: Role, force: bool = False) -> RoleEntry:
+        """Take a role; returns when it is in force or has failed, after READY_SECONDS and a stop at most.
+
+        force: become primary also as the target of a synchronisation that is not complete (hast/promotion.py).
+        """
         async with self._turn:
             # A task of its own: it goes on when the one who asked does not wait for it.
-            self._change = asyncio.get_running_loop().create_task(self._set_role(role))
+            self._change = asyncio.get_running_loop().create_task(self._set_role(role, force))
             try:
                 return await asyncio.shield(self._change)
             finally:
                 if self._change.done():
                     self._change = None
 
-    async def _set_role(self, role: Role) -> RoleEntry:
+    async def _set_role(self, role: Role, force: bool) -> RoleEntry:
+        if role is self.role and self._resumed is not None:
+            await asyncio.wait({self._resumed}, timeout=READY_SECONDS)
         previous = self.role
+        force = force and role is Role.PRIMARY
         if self._retired and role is not Role.INIT:
             text = f"{self.name}: it was removed from the configuration"
             return RoleEntry(self.name, ERROR_NO_ENTRY, errmsg=text)
-        if role is previous:
+        asks = role is Role.PRIMARY and (force or previous is Role.SECONDARY)
+        syncing = asks and await self._is_target()
+        if role is previous and not (force and syncing):
             return RoleEntry(self.name, role=previous.text)
+        if syncing and previous is Role.SECONDARY and not force:  # it goes on being one, and synchronising
+            text = target_text(self.name)
+            log.error("%s", text)
+            return RoleEntry(self.name, UnavailableError.exit_code, errmsg=text)
         await self._end_worker()
         try:
+            if force:
+                await self._force()
             if role is not Role.INIT:
                 worker = await self._start_worker(role)
                 self._keeper = asyncio.get_running_loop().create_task(self._keep(worker, role))
         except HastError as error:
             self._log_unless_said(error)
-            self._enter(Role.INIT)
+            await self._give_up()
             return RoleEntry(self.name, error.exit_code, errmsg=str(error))
         self._enter(role)
         return RoleEntry(self.name, role=previous.text)
 
+    async def _is_target(self) -> bool:
+        """Whether the worker that there is says so."""
+        answer = await self._worker.status() if self._worker is not None else None
+        return answer is not None and bool(answer.get("syncing"))
+
+    async def _force(self) -> None:
+        """Give up what the other node has and this one lacks, before there is a worker. Raises HastError."""
+        from hast.amend import amend_soon  # the C part: hastd's main process needs it only here
+
+        before, after = await amend_soon(self.resource, forced)
+        if before != after:
+            log.warning(
+                "%s: becomes primary by force with data that is a mix of old and new: the newer data of the other node"
+                " is given up, and at the next contact both find a split-brain",
+                self.name,
+            )
+
+    async def discard(self) -> RoleEntry:
+        """Have this node's own changes thrown away when a split-brain is found next."""
+        async with self._turn:
+            try:
+                await self._discard()
+            except HastError as error:
+                return RoleEntry(self.name, error.exit_code, errmsg=str(error))
+        return RoleEntry(self.name, role=self.role.text)
+
+    async def _discard(self) -> None:
+        if self.role is Role.PRIMARY:
+            raise UnavailableError(
+                f"{self.name}: its role is primary, so its changes are in use: run 'hastctl role secondary"
+                f" {self.name}' before, or discard those of the other node"
+            )
+        if self.role is Role.INIT:
+            from hast.amend import amend_soon
+
+            await amend_soon(self.resource, discarding)
+            return
+        answer = await self._worker.ask("discard") if self._worker is not None else None
+        if answer is None:
+            raise TemporaryError(f"{self.name}: its secondary worker does not answer: try again")
+        if "error" in answer:
+            error = HastError(str(answer["error"]))
+            error.exit_code = int(answer.get("code", os.EX_SOFTWARE))
+            raise error
+
     def _enter(self, role: Role) -> None:
         """The role is now this one."""
         old, self.role, self._trouble = self.role, role, ""
+        self._keeping.role(self.name, role.text)
+        self._end_resuming()
         if role is not old:
             log.info("%s: role changed from %s to %s", self.name, old.text, role.text)
             self._on_role(self.resource, old, role)
             self._on_event(self.name, "role", old=old.text, new=role.text)
 
-    async def close(self) -> None:
-        """End the worker and whatever is under way; the role is init afterwards, without a hook."""
+    def resume(self, role: Role) -> None:
+        """The resource has had this role all the time while hastd was gone: go on with it. No hook is run for that."""
+        self.role = role
+        self._resumed = asyncio.get_running_loop().create_future()
+        log.info("%s: going on as %s", self.name, role.text)
+        self._keeper = asyncio.get_running_loop().create_task(self._start_anew(role, "hastd was started anew"))
+
+    @property
+    def _resuming(self) -> bool:
+        return self._resumed is not None and not self._resumed.done()
+
+    def _end_resuming(self) -> None:
+        if self._resumed is not None and not self._resumed.done():
+            self._resumed.set_result(None)
+
+    async def close(self, leave: bool = False) -> None:
+        """End the worker and whatever is under way; the role is init afterwards, without a hook. leave: its block
+        device stays for the next hastd."""
         if self._change is not None:
             self._change.cancel()
             await asyncio.wait({self._change})
-        await self._end_worker()
+        await self._end_worker(leave)
         self.role = Role.INIT
 
     # The worker.
 
-    async def _start_worker(self, role: Role) -> Worker:
-        """A new worker that serves. Raises HastError; no worker is left then."""
+    async def _start_worker(self, role: Role, again: bool = False) -> Worker:
+        """A new worker that serves; again: the role is not new. Raises HastError; no worker is left then."""
         await self._workforce.wait_ready()
-        worker = self._worker = self._workforce.spawn(self.resource, role.text)
+        kept = self._keeping.kept.get(self.name)
+        channel = [kept.fd] if kept is not None and kept.fd >= 0 and role is Role.PRIMARY else []
+        device = kept.device if kept is not None and channel else None
+        orders = {"resume": self._resuming, "again": again, "device": device}
+        worker = self._worker = self._workforce.spawn(self.resource, role.text, orders, channel)
         either: list[asyncio.Future[Any]] = [worker.ready, worker.ended]
         await asyncio.wait(either, timeout=READY_SECONDS, return_when="FIRST_COMPLETED")
         if worker.ready.done():
+            self._end_resuming()
             details = {key: worker.ready.result().get(key) for key in ("device", "nbd")}
             served = " and ".join(str(path) for path in details.values() if path)
             log.info("%s: %s serves %s", self.name, worker.name, served or "the resource")
             self._on_event(self.name, "worker", state="ready", pid=worker.pid, **details)
             return worker
         in_time = worker.ended.done()
-        ending = await self._workforce.stop(worker)
+        ending = await self._workforce.stop(worker, leave=bool(channel))
         self._ended(worker, ending)
         if not in_time:
             raise TemporaryError(
@@ -153,15 +242,18 @@ class Supervisor:
             )
         raise WorkerEndedError(self.name, role, ending)
 
-    async def _end_worker(self) -> None:
-        """No worker runs afterwards, and none will be started by itself."""
+    async def _end_worker(self, leave: bool = False) -> None:
+        """No worker runs afterwards, and none will be started by itself. leave: the block device stays as it is."""
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait({self._keeper})
             self._keeper = None
         if self._worker is not None:
             worker = self._worker
-            self._ended(worker, await self._workforce.stop(worker))
+            self._ended(worker, await self._workforce.stop(worker, leave))
+        if not leave:
+            await self._keeping.remove(self.name)
+            self._end_resuming()
 
     def _ended(self, worker: Worker, ending: Ending) -> None:
         """Say how it ended. An end with code 0 was asked for."""
@@ -190,7 +282,7 @@ class Supervisor:
             if started is None:
                 break
             worker = started
-        self._enter(Role.INIT)
+        await self._give_up()
 
     async def _restart(self, role: Role, pause: float, reason: str) -> Worker | None:
         """A worker that serves, after as many attempts as it takes; None when no attempt can help."""
@@ -200,7 +292,7 @@ class Supervisor:
                 log.warning("%s: starting its worker again in %g s", self.name, pause)
             await asyncio.sleep(pause)
             try:
-                worker = await self._start_worker(role)
+                worker = await self._start_worker(role, again=True)
             except HastError as error:
                 self._log_unless_said(error)
                 if not (isinstance(error, TemporaryError) or getattr(error, "temporary", False)):
@@ -232,15 +324,21 @@ class Supervisor:
         """End of hold(): the same role, these settings. The worker that had to make way gets a successor."""
         self.change(resource)
         if self.role is not Role.INIT and self._worker is None and self._keeper is None:
-            self._keeper = asyncio.get_running_loop().create_task(self._start_anew(self.role))
+            reason = "its worker is started with other settings"
+            self._keeper = asyncio.get_running_loop().create_task(self._start_anew(self.role, reason))
         self._turn.release()
 
-    async def _start_anew(self, role: Role) -> None:
-        worker = await self._restart(role, 0.0, "its worker is started with other settings")
+    async def _start_anew(self, role: Role, reason: str) -> None:
+        worker = await self._restart(role, 0.0, reason)
         if worker is None:
-            self._enter(Role.INIT)
+            await self._give_up()
         else:
             await self._keep(worker, role)
+
+    async def _give_up(self) -> None:
+        """No worker can serve the resource."""
+        await self._keeping.remove(self.name)
+        self._enter(Role.INIT)
 
     async def retire(self) -> None:
         """The resource is not configured any more: role init, and no other one from now on."""
@@ -252,7 +350,9 @@ class Supervisor:
     def hand_over(self, message: Message, fds: Sequence[int]) -> None:
         """Give the worker a message with copies of the descriptors `fds`. Raises HastError when there is none."""
         worker = self._worker
-        if self.role is not Role.SECONDARY or worker is None or not worker.ready.done():
+        # The role may be about to change: then the worker is that of the next one.
+        wanted = self.role is Role.SECONDARY and worker is not None and worker.role == Role.SECONDARY.text
+        if worker is None or not wanted or not worker.ready.done():
             raise TemporaryError(f"{self.name}: no secondary worker is running at the moment")
         worker.channel.send(message, fds)
 
@@ -292,7 +392,7 @@ def known_elements(answer: dict[str, Any]) -> dict[str, Any]:
     elements: dict[str, Any] = {}
     for name in WORKER_ELEMENTS:
         value = answer.get(name)
-        bits = 32 if name in ("extentsize", "keepdirty") else 64
+        bits = {"extentsize": 32, "keepdirty": 32, "syncing": 8}.get(name, 64)
         fits = isinstance(value, str) if name == "status" else isinstance(value, int) and 0 <= value < 1 << bits
         if fits:
             elements[name] = value

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +33,28 @@ class Worker:
         self.resource = resource
         self.role = role
         self.stop = asyncio.Event()
+        self.leave = False  # at the end: another worker goes on with the block device
+        self.abandoned = False  # main is gone
+        self.orders: asyncio.Future[tuple[dict[str, Any], list[int]]] = asyncio.get_running_loop().create_future()
         self.started = asyncio.Event()
         self.reloads: set[asyncio.Task[None]] = set()
         self.part: Primary | Secondary = (
             Secondary(resource, rundir, self.tell) if role == "secondary" else Primary(resource, rundir, self.tell)
         )
 
-    def tell(self, message: dict[str, Any]) -> None:
+    def tell(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
         """Send to main; when main is gone, the worker stops as well."""
         try:
-            self.channel.send(message)
+            self.channel.send(message, fds)
         except ChannelClosedError:
-            self.stop.set()
+            self.abandon()
         except HastError as error:
             log.error("%s: hastd does not take this worker's messages: %s", self.resource.name, error)
+
+    def abandon(self) -> None:
+        """Main is gone: end at once. What clients have asked for and have no answer to, they ask the next worker."""
+        self.leave = self.abandoned = True
+        self.stop.set()
 
     async def run(self) -> int:
         """The worker's life; its exit code."""
@@ -54,18 +63,31 @@ class Worker:
             loop.add_signal_handler(number, self.stop.set)
         listening = asyncio.create_task(self.listen())
         try:
+            stop = asyncio.ensure_future(self.stop.wait())
+            either: set[asyncio.Future[Any]] = {self.orders, stop}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            stop.cancel()
+            if not self.orders.done():
+                return os.EX_OK
             try:
-                await self.part.start()
+                await self.part.start(*self.orders.result())
             except HastError as error:
-                self.tell({"event": "failed", "message": str(error), "exit_code": error.exit_code})
-                return error.exit_code
+                return self.fail(error)
             self.started.set()
             self.tell(self.part.ready_message())
             return await self.until_stopped()
         finally:
             listening.cancel()
             await self.stop_reloads()
-            await self.part.shutdown()
+            await self.part.shutdown(self.leave, self.abandoned)
+            # A signal that comes while the event loop is being closed is complained about.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+
+    def fail(self, error: HastError) -> int:
+        """The resource cannot be served; the exit code. When that may pass, the block device waits for it."""
+        self.tell({"event": "failed", "message": str(error), "exit_code": error.exit_code})
+        self.leave = self.leave or error.exit_code == os.EX_TEMPFAIL
+        return error.exit_code
 
     async def until_stopped(self) -> int:
         """Wait for the end: wanted (0), or because the resource cannot be served any more."""
@@ -78,8 +100,7 @@ class Worker:
             return os.EX_OK
         error = failed.result()
         log.error("%s", error)
-        self.tell({"event": "failed", "message": str(error), "exit_code": error.exit_code})
-        return error.exit_code
+        return self.fail(error)
 
     async def listen(self) -> None:
         """Main's commands. End of file: main is gone, and so is whoever could ask for this resource."""
@@ -87,20 +108,26 @@ class Worker:
             try:
                 received = await self.channel.arecv()
             except ChannelClosedError:
-                self.stop.set()
+                self.abandon()
                 return
             except HastError as error:
                 log.error("%s", error)
                 continue
             if received is None:
-                self.stop.set()
+                self.abandon()
                 return
             self.command(*received)
 
     def command(self, message: dict[str, Any], fds: list[int]) -> None:
         """One command of main."""
+        if message.get("cmd") == "start" and not self.orders.done():
+            self.orders.set_result((message, fds))
+            return
         if message.get("cmd") == "connection" and isinstance(self.part, Secondary):
             self.part.connection(message, fds)
+            return
+        if message.get("cmd") == "notice" and isinstance(self.part, Secondary):
+            self.part.notice(message, fds)
             return
         close_all(fds)
         if message.get("cmd") == "disconnect" and isinstance(self.part, Secondary):
@@ -108,7 +135,10 @@ class Worker:
             return
         if message.get("cmd") == "status":
             self.tell({"event": "status", "id": message.get("id"), "status": self.part.status()})
+        elif message.get("cmd") == "discard" and isinstance(self.part, Secondary):
+            self.tell({"event": "status", "id": message.get("id"), "status": self.part.discard()})
         elif message.get("cmd") == "stop":
+            self.leave = bool(message.get("leave"))
             self.stop.set()
         elif message.get("cmd") == "reload":
             task = asyncio.create_task(self.reload(resource_from_dict(message["resource"])))

@@ -1,11 +1,18 @@
 """Workers as main sees them, and the spawner that forks them. What to do with them is decided in supervisor.py.
 
-    main -> worker   {"cmd": "status", "id"}, {"cmd": "stop"}; of the peer: see peerlistener.py
+    main -> worker   {"cmd": "start", "resume": bool, "again": bool, "device": {} or null}, the first one, + the FUSE
+                     channel of the block device that is there already, if there is one; resume: hastd was gone
+                     meanwhile; again: another worker had this role before
+                     {"cmd": "status", "id"}; {"cmd": "stop", "leave": bool}: leave the block device as it is, another
+                     worker takes it; of the peer: see peerlistener.py
+                     {"cmd": "discard", "id"}: see promotion.discarding(); answered as "status", {} or {"error", "code"}
                      {"cmd": "reload", "resource"}: other settings, those that need no new worker
     worker -> main   {"event": "ready", "device": path or null, "nbd": path}
                      {"event": "failed", "message", "exit_code"}: why it is about to end
                      {"event": "status", "id", "status": {fields of control.StatusEntry}}
                      {"event": "hook", "args": [event, resource, ...]}
+                     {"event": "device", "device": {...}} + its FUSE channel: there is a block device, which is not to
+                     go when the worker does; {"event": "released"}: it is gone
 
 Invariants:
 - `Worker.ended` becomes done exactly once, after the process is gone and its last message was read.
@@ -20,7 +27,7 @@ import logging
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +44,8 @@ UP_SECONDS = 30.0  # for a spawner to be ready
 STATUS_SECONDS = 2.0  # for a worker to answer
 STOP_SECONDS = 22.0  # for a worker to end when asked, before it gets SIGTERM
 TERM_SECONDS = 3.0  # and then SIGKILL
-LAST_WORDS_SECONDS = 2.0  # for the channel of a process that is gone to reach its end
-RETRY_SECONDS = 1.0  # between attempts to start a spawner
+LAST_MESSAGES = 1000  # of a process that is gone; its stages may have its channel, and could go on talking
+RETRY_SECONDS = 1.0  # between attempts to start a spawner, and when one has lived no longer than that
 
 
 @dataclass(frozen=True)
@@ -84,11 +91,15 @@ class Worker:
 
     async def status(self) -> dict[str, Any] | None:
         """What the worker says about itself, None when it does not answer in time."""
+        return await self.ask("status")
+
+    async def ask(self, command: str) -> dict[str, Any] | None:
+        """Its answer to a command, None when it does not answer in time."""
         self._questions += 1
         question = self._questions
         answer = self._asked[question] = asyncio.get_running_loop().create_future()
         try:
-            self.channel.send({"cmd": "status", "id": question})
+            self.channel.send({"cmd": command, "id": question})
             await asyncio.wait({answer, self.ended}, timeout=STATUS_SECONDS, return_when="FIRST_COMPLETED")
             return answer.result() if answer.done() else None
         except HastError as error:
@@ -136,9 +147,18 @@ class Worker:
             self.ended.set_result(Ending(words, code, self.failure[0] if self.failure else ""))
 
 
+OnDevice = Callable[[Resource, dict[str, Any], int], None]
+
+
+def _no_device(resource: Resource, device: dict[str, Any], fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)
+
+
 class Workforce:
     """The spawner and all workers. `rundir` is open when start() is called; `on_hook` is called with a resource and
-    the arguments for its hook; `worker` is the module whose run() a worker is."""
+    the arguments for its hook; `on_device` with a resource, what its worker said of its block device, and the channel,
+    which it owns then (-1: it is gone); `worker` is the module whose run() a worker is."""
 
     def __init__(
         self,
@@ -147,15 +167,18 @@ class Workforce:
         debug: int,
         on_hook: Callable[[Resource, list[str]], None],
         worker: str = "hast.worker",
+        on_device: OnDevice = _no_device,
     ) -> None:
         self._rundir = rundir
         self._foreground = foreground
         self._debug = debug
         self._on_hook = on_hook
+        self._on_device = on_device
         self._module = worker
         self._workers: dict[int, Worker] = {}
         self._listeners: dict[int, asyncio.Task[None]] = {}
         self._spawned = 0
+        self._begun = 0.0  # the spawner
         self._channel: Channel | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._up = asyncio.Event()
@@ -180,8 +203,11 @@ class Workforce:
         except TimeoutError:
             raise TemporaryError("no worker can be started: hastd's spawner does not run") from None
 
-    def spawn(self, resource: Resource, role: str) -> Worker:
-        """Have a worker started; whether that worked is told by its `ready` and `ended`. Raises HastError."""
+    def spawn(
+        self, resource: Resource, role: str, orders: Message | None = None, fds: Sequence[int] = ()
+    ) -> Worker:
+        """Have a worker started; whether that worked is told by its `ready` and `ended`. orders and copies of `fds` are
+        what it is told first. Raises HastError."""
         if self._channel is None:
             raise TemporaryError(f"{resource.name}: no worker can be started: hastd's spawner does not run")
         ours, theirs = Channel.pair(f"worker of {resource.name}")
@@ -189,6 +215,7 @@ class Workforce:
         worker = Worker(self._spawned, resource, role, ours)
         request = {"cmd": "spawn", "id": worker.id, "resource": spawner.resource_to_dict(resource), "role": role}
         try:
+            ours.send({"cmd": "start", **(orders or {})}, fds)
             self._channel.send(request, [theirs.fileno()])
         except HastError:
             ours.close()
@@ -199,10 +226,10 @@ class Workforce:
         self._listeners[worker.id] = asyncio.get_running_loop().create_task(self._listen(worker))
         return worker
 
-    async def stop(self, worker: Worker) -> Ending:
-        """End a worker: ask it, then SIGTERM, then SIGKILL. Returns when it is gone."""
+    async def stop(self, worker: Worker, leave: bool = False) -> Ending:
+        """End a worker: ask it, then SIGTERM, then SIGKILL. Returns when it is gone. leave: its device stays."""
         try:
-            worker.channel.send({"cmd": "stop"})
+            worker.channel.send({"cmd": "stop", "leave": leave})
         except HastError as error:  # it hangs, or is ending already
             log.debug("%s: %s cannot be asked to end: %s", worker.resource.name, worker.name, error)
         await asyncio.wait({worker.ended}, timeout=STOP_SECONDS)
@@ -240,6 +267,7 @@ class Workforce:
     # The spawner.
 
     def _begin(self) -> None:
+        self._begun = asyncio.get_running_loop().time()
         self._channel, self._process = spawner.start(
             self._rundir.path, self._rundir.lock, self._foreground, self._debug, self._module
         )
@@ -252,8 +280,10 @@ class Workforce:
                 return
             self._up.clear()
             await self._lost()
+            pause = 0.0 if asyncio.get_running_loop().time() - self._begun > RETRY_SECONDS else RETRY_SECONDS
             while self._channel is None:
-                await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(pause)
+                pause = RETRY_SECONDS
                 try:
                     self._begin()
                 except HastError as error:
@@ -297,9 +327,29 @@ class Workforce:
             asyncio.get_running_loop().create_task(self._exited(worker, ending_in_words(status), code))
 
     async def _exited(self, worker: Worker, words: str, code: int | None) -> None:
-        """Its last messages are read before its end is told."""
-        await asyncio.wait({self._listeners[worker.id]}, timeout=LAST_WORDS_SECONDS)
+        """Its last messages are read before its end is told. They are all there by now: no time is to be waited for."""
+        listener = self._listeners.get(worker.id)
+        if listener is not None:
+            listener.cancel()
+            await asyncio.wait({listener})
+            self._last_words(worker)
         self._gone(worker, words, code)
+
+    def _last_words(self, worker: Worker) -> None:
+        """Take what a worker that is gone has sent before."""
+        for _ in range(LAST_MESSAGES):
+            try:
+                received = worker.channel.recv(timeout=0)
+                if received is None:
+                    return
+                self._take(worker, *received)
+            except TimeoutError:
+                return
+            except (ProtocolError, ValueError, TypeError, KeyError) as error:
+                log.error("%s: %s sent a bad message: %s", worker.resource.name, worker.name, error)
+            except HastError as error:
+                log.error("%s: %s: %s", worker.resource.name, worker.name, error)
+                return
 
     async def _lost(self) -> None:
         """The spawner is gone: its workers were killed with it, or see that main hangs up."""
@@ -323,9 +373,7 @@ class Workforce:
                 received = await worker.channel.arecv()
                 if received is None:
                     return
-                message, fds = received
-                close_all(fds)
-                self._take(worker, message)
+                self._take(worker, *received)
             except (ProtocolError, ValueError, TypeError, KeyError) as error:
                 log.error("%s: %s sent a bad message: %s", worker.resource.name, worker.name, error)
             except HastError as error:
@@ -333,8 +381,14 @@ class Workforce:
                 return
             await asyncio.sleep(0)  # a worker that never stops talking must not stop everything else
 
-    def _take(self, worker: Worker, message: Message) -> None:
-        if message.get("event") == "hook":
+    def _take(self, worker: Worker, message: Message, fds: list[int]) -> None:
+        if message.get("event") == "device" and len(fds) == 1:
+            self._on_device(worker.resource, dict(message["device"]), fds[0])
+            return
+        close_all(fds)
+        if message.get("event") == "released":
+            self._on_device(worker.resource, {}, -1)
+        elif message.get("event") == "hook":
             self._on_hook(worker.resource, [str(arg) for arg in message["args"]])
         else:
             worker.take(message)

@@ -1,7 +1,8 @@
 """The command hastctl; see hastctl(8).
 
 Invariants:
-- Output, options and exit codes are those of FreeBSD's hastctl; what is our own (stop, --json, -h) adds to them.
+- Output, options and exit codes are those of FreeBSD's hastctl; what is our own (discard, restart, stop, role -f, -h,
+  --json) adds to them.
 - A command imports what it needs when it needs it: failover waits for the start of this program.
 """
 
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
 USAGE = """\
 usage: hastctl create [-d] [-c config] [-e extentsize] [-k keepdirty]
                 [-m mediasize] name ...
-       hastctl role [-d] [-c config] <init | primary | secondary> all | name ...
+       hastctl role [-df] [-c config] <init | primary | secondary> all | name ...
        hastctl list [-d] [-c config] [--json] [all | name ...]
        hastctl status [-d] [-c config] [--json] [all | name ...]
        hastctl dump [-d] [-c config] [--json] [all | name ...]
+       hastctl discard [-d] [-c config] name ...
+       hastctl restart [-d] [-c config]
        hastctl stop [-d] [-c config]
 """
 
@@ -36,6 +39,8 @@ usage: hastctl create [-d] [-c config] [-e extentsize] [-k keepdirty]
 STATUS_SECONDS = 15.0
 ROLE_SECONDS = 120.0
 STOP_SECONDS = 120.0
+RESTART_SECONDS = 120.0
+RESTART_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Options:
     config: str | None = None
     debug: int = 0
     json: bool = False
+    force: bool = False
     extentsize: int = 0
     keepdirty: int = 0
     mediasize: int = 0
@@ -57,7 +63,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
     if not arguments or arguments[0] not in COMMANDS:
         raise UsageError("")
     command = arguments[0]
-    short = "c:dhe:k:m:" if command == "create" else "c:dh"
+    short = {"create": "c:dhe:k:m:", "role": "c:dhf"}.get(command, "c:dh")
     long = ["json"] if command in ("list", "status", "dump") else []
     try:
         given, names = getopt.gnu_getopt(list(arguments[1:]), short, long)
@@ -72,6 +78,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
         config=values.get("-c"),
         debug=sum(option == "-d" for option, _ in given),
         json="--json" in values,
+        force="-f" in values,
         extentsize=_size(values, "-e", "extentsize"),
         keepdirty=_size(values, "-k", "keepdirty"),
         mediasize=_size(values, "-m", "mediasize"),
@@ -192,6 +199,7 @@ def read_dump(name: str, path: str) -> Dump:
         remotecnt=metadata.pair.remotecnt,
         prevrole=metadata.prevrole.text,
         syncing=metadata.syncing,
+        discard=metadata.discard,
         dirty=dirty_bytes(bits, metadata.datasize, metadata.extentsize),
         dirtyextents=count_dirty(bits, extents),
     )
@@ -234,12 +242,28 @@ def role(options: Options) -> int:
     if len(options.names) < 2 or options.names[0] not in roles:
         raise UsageError("role: name a role (init, primary or secondary) and at least one resource")
     wanted = roles[options.names[0]]
-    request = ControlRequest(CMD_SET_ROLE, options.names[1:], wanted)
+    if options.force and wanted is not Role.PRIMARY:
+        raise UsageError("role: only the role primary can be forced")
+    request = ControlRequest(CMD_SET_ROLE, options.names[1:], wanted, options.force)
     entries = RoleReply.from_nv(ask(options, request, ROLE_SECONDS)).entries
     for entry in entries:
         if not entry.error and options.debug:
             changed = "is already" if entry.role == wanted.text else f"changed from {entry.role} to"
             complain(f"{entry.resource}: role {changed} {wanted.text}")
+    return _first_error(entries)
+
+
+def discard(options: Options) -> int:
+    """Give up what secondaries have changed alone, at their next split-brain."""
+    from hast.control import ALL, CMD_DISCARD, ControlRequest, RoleReply
+
+    if not options.names or ALL in options.names:
+        raise UsageError("discard: name the resources whose changes on this node are to be thrown away")
+    request = ControlRequest(CMD_DISCARD, options.names)
+    entries = RoleReply.from_nv(ask(options, request, ROLE_SECONDS)).entries
+    for entry in entries:
+        if not entry.error and options.debug:
+            complain(f"{entry.resource}: its changes are thrown away when a split-brain is found")
     return _first_error(entries)
 
 
@@ -299,6 +323,47 @@ def stop(options: Options) -> int:
     return os.EX_OK
 
 
+def restart(options: Options) -> int:
+    """Start hastd anew, with the code that is installed now, and wait until every resource goes on."""
+    import time
+
+    from hast.control import CMD_RESTART, ControlRequest
+    from hast.control_client import ControlClient
+
+    if options.names:
+        raise UsageError("restart: it takes no argument, all resources go on")
+    deadline = time.monotonic() + RESTART_SECONDS
+    roles = {entry.resource: entry.role for entry in _statuses(options)}
+    with ControlClient(load(options).control, RESTART_SECONDS) as client:
+        client.connect()
+        client.request(ControlRequest(CMD_RESTART).to_nv())
+        client.wait_closed()
+    while True:
+        try:
+            entries = _statuses(options)
+            if all(entry.role == "init" or entry.workerpid for entry in entries):
+                break
+        except HastError:
+            if time.monotonic() > deadline:
+                raise
+        if time.monotonic() > deadline:
+            break
+        time.sleep(RESTART_POLL_SECONDS)
+    changed = [entry for entry in entries if roles.get(entry.resource, "init") != entry.role]
+    idle = [entry for entry in entries if entry.role != "init" and not entry.workerpid]
+    for entry in changed:
+        complain(f"{entry.resource}: it was {roles.get(entry.resource)}, and is {entry.role} now: see hastd's log")
+    for entry in idle:
+        complain(f"{entry.resource}: {entry.errmsg or 'nothing serves it yet'}")
+    return os.EX_TEMPFAIL if changed or idle else os.EX_OK
+
+
+def _statuses(options: Options) -> Sequence[StatusEntry]:
+    from hast.control import ALL, CMD_STATUS, ControlRequest, StatusReply
+
+    return StatusReply.from_nv(ask(options, ControlRequest(CMD_STATUS, (ALL,)), STATUS_SECONDS)).entries
+
+
 def print_json(data: object) -> None:
     """One JSON document on stdout."""
     import json
@@ -313,5 +378,7 @@ COMMANDS: dict[str, Callable[[Options], int]] = {
     "list": list_resources,
     "status": status,
     "dump": dump,
+    "discard": discard,
+    "restart": restart,
     "stop": stop,
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hast.errors import HastError, UsageError
 
-USAGE = "usage: hastd [-dFh] [-c config] [-P pidfile]"
+USAGE = "usage: hastd [-dFht] [-c config] [-P pidfile]"
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Options:
     foreground: bool = False
     debug: int = 0
     help: bool = False
+    test: bool = False
 
 
 def parse_options(arguments: list[str]) -> Options:
@@ -29,7 +30,7 @@ def parse_options(arguments: list[str]) -> Options:
     from hast.config import DEFAULT_PATH
 
     try:
-        given, rest = getopt.getopt(arguments, "c:dFhP:")
+        given, rest = getopt.getopt(arguments, "c:dFhP:t")
     except getopt.GetoptError as error:
         raise UsageError(f"{error.msg} ({USAGE})") from None
     if rest:
@@ -42,6 +43,7 @@ def parse_options(arguments: list[str]) -> Options:
         foreground="-F" in values,
         debug=sum(option == "-d" for option, _ in given),
         help="-h" in values,
+        test="-t" in values,
     )
 
 
@@ -55,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             return os.EX_USAGE
         return run(options, arguments)
     except HastError as error:
-        print(f"hastd: {error}", file=sys.stderr)
+        complain(error, False)
         return error.exit_code
 
 
@@ -63,14 +65,20 @@ def run(options: Options, arguments: list[str]) -> int:
     """Read the configuration, take the pidfile, go to the background, be hastd. Raises HastError."""
     from setproctitle import setproctitle
 
-    from hast import background, config, daemon, log
+    from hast import again, background, config, daemon, log, reload
     from hast.pidfile import PidFile
 
-    log.setup(foreground=True, debug=options.debug)
+    executed = again.was_executed()
+    log.setup(foreground=options.foreground or not executed, debug=options.debug)
     configuration = config.load(options.config)
+    if options.test:
+        reload.check(configuration)
+        return os.EX_OK
     pidfile = PidFile(options.pidfile or configuration.pidfile)
     pidfile.acquire()
-    report = (lambda code: None) if options.foreground else background.daemonise()
+    report = (lambda code: None) if options.foreground or executed else background.daemonise()
+    if executed and not options.foreground:
+        os.chdir("/")
     setproctitle(" ".join(["hastd", *arguments]))
 
     def started() -> None:
@@ -78,13 +86,25 @@ def run(options: Options, arguments: list[str]) -> int:
             log.setup(foreground=False, debug=options.debug)
         report(os.EX_OK)
 
+    code, restarting = os.EX_OK, False
     try:
         pidfile.write()
-        code = daemon.main(configuration, options.foreground, options.debug, started)
+        restarting = daemon.main(configuration, options.foreground, options.debug, started)
+        if restarting:
+            again.execute()  # the pidfile stays: so does the process
     except HastError as error:
-        print(f"hastd: {error}", file=sys.stderr)
+        complain(error, executed)
         code = error.exit_code
     finally:
         pidfile.remove()
     report(code)
     return code
+
+
+def complain(error: HastError, log_too: bool) -> None:
+    """Say on stderr why hastd ends; it may be /dev/null by now, then only the log is left."""
+    print(f"hastd: {error}", file=sys.stderr)
+    if log_too:
+        import logging
+
+        logging.getLogger(__name__).error("%s", error)

@@ -56,6 +56,8 @@ def _list_lines(entry: StatusEntry) -> list[str]:
     if entry.workerpid:
         lines.append(f"  workerpid: {entry.workerpid}")
     lines += [f"  dirty: {dirty} ({humanize(dirty)}B)", *_statistics(entry)]
+    if entry.syncing:
+        lines.append("  syncing: yes" if entry.syncing == 1 else "  syncing: yes, the local component is not used")
     if entry.errmsg is not None:
         lines.append(f"  errmsg: {entry.errmsg}")
     return lines
@@ -100,6 +102,7 @@ class Dump:
     remotecnt: int
     prevrole: str
     syncing: bool
+    discard: bool
     dirty: int
     dirtyextents: int
 
@@ -119,6 +122,8 @@ class Dump:
         ]
         if self.syncing:
             lines.append("    syncing: yes")
+        if self.discard:
+            lines.append("    discard: yes")
         return "".join(line + "\n" for line in lines)
 
     def data(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import re
 import select
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from hast.device import loop, mounts
@@ -186,9 +186,12 @@ def clear(rundir: Path, name: str, devdir: Path = DEVDIR) -> None:
     _take_away(point, devdir)
 
 
-def cleanup_stale(rundir: Path, provnames: Iterable[str], devdir: Path = DEVDIR) -> list[str]:
+def cleanup_stale(
+    rundir: Path, provnames: Iterable[str], devdir: Path = DEVDIR, kept: Container[str] = ()
+) -> list[str]:
     """Take away what a killed hastd has left of its devices in this run directory, and the links `provnames` that lead
-    nowhere. Returns the resources whose device still has a server: those are left alone.
+    nowhere. Returns the resources whose device still has a server: those are left alone, and so are those that are kept
+    for a worker to come.
 
     Takes PROBE_SECONDS for each server that hangs. Problems are logged: one dead device must not keep the others down.
     """
@@ -196,6 +199,8 @@ def cleanup_stale(rundir: Path, provnames: Iterable[str], devdir: Path = DEVDIR)
     here = rundir.resolve()
     for point in dict.fromkeys(m.point for m in mounts.listed() if m.fstype == FSTYPE and m.point.parent == here):
         name = point.name.removesuffix(".dev")
+        if name in kept:
+            continue
         if _alive(point):
             living.append(name)
             continue
@@ -210,6 +215,15 @@ def cleanup_stale(rundir: Path, provnames: Iterable[str], devdir: Path = DEVDIR)
         if number is not None and not _serving(number):
             _unlink(link)
     return living
+
+
+def remove(rundir: Path, name: str, devdir: Path = DEVDIR) -> None:
+    """Take away a device that nobody serves any more, although its channel may still be open somewhere: who uses it
+    gets errors. Raises SystemCallError."""
+    point = mount_point(rundir, name)
+    log.warning("%s: taking away its block device, which nobody serves", name)
+    abort(rundir, name)
+    _take_away(point, devdir)
 
 
 def _take_away(point: Path, devdir: Path) -> None:

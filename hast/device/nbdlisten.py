@@ -4,8 +4,8 @@ Invariants:
 - The socket appears under its name complete: bound, mode 0600, listening. It replaces a dead one, never one
   that somebody serves, and never a file that is no socket.
 - Nothing is read from a client beyond the negotiation: what follows belongs to the ggate stage.
-- At most `clients` negotiations run at once, each at most `timeout` seconds; those who come meanwhile wait
-  in the kernel's queue.
+- At most `clients` negotiations run at once, each at most `timeout` seconds. The oldest makes room for one more when it
+  has had `grace` seconds; until then those who come wait in the kernel's queue.
 - A connection has one owner: this module until `on_client` has returned, from then on whoever was called.
 """
 
@@ -19,8 +19,10 @@ import socket
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from hast.complaints import Complaints
 from hast.device.nbd import NbdExport, NbdLimits, NbdNegotiation, State
 from hast.errors import ProtocolError, SystemCallError, TemporaryError
 
@@ -31,6 +33,7 @@ CLIENT_READONLY = 2
 MAX_PATH = 107  # bytes: the room of sun_path, without its NUL
 CHUNK = 4096
 BACKLOG = 128
+ACCEPT_AT_ONCE = 16  # then others have their turn
 RETRY_ACCEPT = 1.0  # seconds, after accept failed: out of descriptors or memory
 
 log = logging.getLogger(__name__)
@@ -43,7 +46,7 @@ class NbdListener:
     """Serves negotiations for one export on the Unix socket `path`.
 
     `on_client(connection, flags)` is called for each client that enters the transmission phase, and owns
-    the connection (non-blocking) unless it raises. `timeout` is in seconds.
+    the connection (non-blocking) unless it raises. `timeout` and `grace` are in seconds.
     """
 
     path: Path
@@ -52,11 +55,14 @@ class NbdListener:
     limits: NbdLimits = field(default_factory=NbdLimits)
     clients: int = 64
     timeout: float = 10.0
+    grace: float = 1.0
     _socket: socket.socket | None = None
     _inode: tuple[int, int] = (0, 0)
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _tasks: dict[asyncio.Task[bool], float] = field(default_factory=dict)  # by age: when each began
     _accepting: bool = False
     _retry: asyncio.TimerHandle | None = None
+    _full: bool = False  # that is what _retry waits for: room
+    _complaints: Complaints = field(default_factory=lambda: Complaints(log))
 
     async def start(self) -> None:
         """Make the socket and begin to accept. Raises TemporaryError when somebody serves it already, and
@@ -91,7 +97,7 @@ class NbdListener:
         return len(self._tasks)
 
     def _accept_on(self) -> None:
-        if self._socket is not None and not self._accepting and len(self._tasks) < self.clients:
+        if self._socket is not None and not self._accepting:
             asyncio.get_running_loop().add_reader(self._socket, self._accept)
             self._accepting = True
 
@@ -102,7 +108,10 @@ class NbdListener:
 
     def _accept(self) -> None:
         assert self._socket is not None
-        while len(self._tasks) < self.clients:
+        loop = asyncio.get_running_loop()
+        for _ in range(ACCEPT_AT_ONCE):
+            if not self._make_room(loop.time()):
+                return
             try:
                 connection, _ = self._socket.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -111,46 +120,67 @@ class NbdListener:
                 self._accept_failed(error)
                 return
             connection.setblocking(False)
-            task = asyncio.get_running_loop().create_task(self._client(connection))
-            self._tasks.add(task)
-            task.add_done_callback(self._client_done)
-        self._accept_off()
+            task = loop.create_task(self._client(connection))
+            self._tasks[task] = loop.time()
+            task.add_done_callback(partial(self._client_done, connection))
+
+    def _make_room(self, now: float) -> bool:
+        """Whether one more may negotiate: now, or else it is tried again when the oldest may be closed."""
+        if len(self._tasks) < self.clients:
+            return True
+        task, began = next(iter(self._tasks.items()))
+        if now - began < self.grace:
+            self._accept_later(began + self.grace - now)
+            self._full = True
+            return False
+        self._complaints.warning("%d NBD clients negotiate on %s: the oldest is closed", self.clients, self.path)
+        del self._tasks[task]
+        task.cancel()
+        return True
 
     def _accept_failed(self, error: OSError) -> None:
         """The listening socket stays readable: without a pause this would spin."""
         log.warning("cannot accept NBD clients on %s: %s", self.path, error.strerror)
+        self._accept_later(RETRY_ACCEPT)
+
+    def _accept_later(self, seconds: float) -> None:
         self._accept_off()
-        self._retry = asyncio.get_running_loop().call_later(RETRY_ACCEPT, self._accept_again)
+        self._retry = asyncio.get_running_loop().call_later(seconds, self._accept_again)
 
     def _accept_again(self) -> None:
-        self._retry = None
+        self._retry, self._full = None, False
         self._accept_on()
 
-    def _client_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("NBD client on %s: %s", self.path, error)
-        if self._retry is None:
-            self._accept_on()
+    def _client_done(self, connection: socket.socket, task: asyncio.Task[bool]) -> None:
+        """Also for a task that was cancelled before it has run at all."""
+        self._tasks.pop(task, None)
+        if self._full and self._retry is not None:
+            self._retry.cancel()
+            self._accept_again()
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._complaints.warning("NBD client on %s: %s", self.path, error)
+        if task.cancelled() or error is not None or not task.result():
+            connection.close()
 
-    async def _client(self, connection: socket.socket) -> None:
+    async def _client(self, connection: socket.socket) -> bool:
+        """Whether the connection was handed over."""
         negotiation = NbdNegotiation(self.export, self.limits)
-        handed_over = False
         try:
             async with asyncio.timeout(self.timeout):
                 await converse(connection, negotiation)
             if negotiation.result is not None:
                 self.on_client(connection, client_flags(negotiation))
-                handed_over = True
+                return True
         except TimeoutError:
-            log.warning("NBD client on %s did not finish its negotiation in %g s", self.path, self.timeout)
+            self._complaints.warning(
+                "NBD client on %s did not finish its negotiation in %g s", self.path, self.timeout
+            )
         except ProtocolError as error:
-            log.warning("%s (on %s)", error, self.path)
+            self._complaints.warning("%s (on %s)", error, self.path)
         except OSError as error:
             log.debug("NBD client on %s: %s", self.path, error.strerror)
-        finally:
-            if not handed_over:
-                connection.close()
+        return False
 
 
 def client_flags(negotiation: NbdNegotiation) -> int:

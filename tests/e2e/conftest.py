@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from tests.e2e.node import Node, complain
+from tests.e2e.node import Node, complain, loopback
 from tests.e2e.pair import Pair, said
+from tests.e2e.relay import Relay
 
 
 @pytest.fixture
@@ -59,3 +61,20 @@ def pair(make_pair: Callable[..., Pair]) -> Pair:
     pair = make_pair()
     pair.up()
     return pair
+
+
+@pytest.fixture
+def make_relayed(make_pair: Callable[..., Pair]) -> Iterator[Callable[..., tuple[Pair, Relay]]]:
+    """Makes a pair whose node `a` reaches `b` through a relay: the arguments are those of Pair."""
+    relays: list[Relay] = []
+
+    def make(*arguments: Any, **keywords: Any) -> tuple[Pair, Relay]:
+        relay = Relay(loopback(random.randrange(1 << 20)))
+        relays.append(relay)
+        pair = make_pair(*arguments, remotes={"hasta": relay.url}, **keywords)
+        relay.target(pair.b.address, pair.a.address)
+        return pair, relay
+
+    yield make
+    for relay in relays:
+        relay.close()

@@ -15,44 +15,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hast.address import parse_address
 from hast.cli.hastctl import read_dump
 from hast.cli.report import status_data
-from hast.control import CMD_SET_ROLE, CMD_STATUS, ControlRequest, Role, RoleReply, StatusReply
-from hast.control_client import ControlClient
-from hast.errors import HastError
-from hast.nv import Nv
-from tests.e2e.node import DEADLINE, MIB, Node, complain, eventually
+from hast.control import CMD_STATUS, ControlRequest, StatusReply
+from tests.e2e.node import MIB, Node, complain, eventually
 
 _counter = itertools.count(1)
 CHUNK = 4 * MIB
 
 
 class PairNode(Node):
-    """A Node that asks hastd without the program hastctl, which takes a fifth of a second each time."""
-
-    def ask(self, request: ControlRequest) -> Nv:
-        """hastd's reply. Raises HastError."""
-        with ControlClient(parse_address(str(self.directory / "control")), DEADLINE) as client:
-            client.connect()
-            return client.request(request.to_nv())
-
-    def answers(self) -> bool:
-        try:
-            self.ask(ControlRequest(CMD_STATUS, ("all",)))
-        except HastError:
-            return False
-        return True
+    """A Node that asks for everything without the program hastctl, which takes a fifth of a second each time."""
 
     def status(self, resource: str = "disk") -> dict[str, Any]:
         reply = StatusReply.from_nv(self.ask(ControlRequest(CMD_STATUS, (self.name(resource),))))
         return status_data(reply.entries[0])
-
-    def set_role(self, role: str, resource: str = "disk") -> None:
-        """AssertionError, with the reason, when hastd refuses."""
-        request = ControlRequest(CMD_SET_ROLE, (self.name(resource),), Role.from_text(role))
-        entry = RoleReply.from_nv(self.ask(request)).entries[0]
-        assert not entry.error, f"{self.node}: role {role}: {entry.errmsg}\n{self.said()}"
 
     def dump(self, resource: str = "disk") -> dict[str, Any]:
         return read_dump(self.name(resource), str(self.component(resource))).data()
@@ -162,18 +139,19 @@ class Pair:
         """Both nodes say that they have each other."""
 
         def connected() -> bool:
-            return self.other(primary).status(resource)["status"] == "complete" and self._connected(primary, resource)
+            return self._connected(self.other(primary), resource, "from") and self._connected(primary, resource, "to")
 
         eventually(connected, f"{resource}: both are connected")
 
     @staticmethod
-    def _connected(primary: PairNode, resource: str) -> bool:
+    def _connected(node: PairNode, resource: str, how: str) -> bool:
         """Whether a connection is the last that the log says of the resource's worker, after its start."""
-        name = re.escape(primary.name(resource))
+        name = re.escape(node.name(resource))
         news = re.findall(
-            rf"hastd started|{name}: worker \(.*\) (?!serves)|{name}: connect(?:ed to|ion to .* lost)", primary.said()
+            rf"hastd started|{name}: worker \(.*\) (?!serves)|{name}: connect(?:ed {how}|ion {how} .* (?:lost|ended))",
+            node.said(),
         )
-        return bool(news) and news[-1].endswith("connected to")
+        return bool(news) and news[-1].endswith(f"connected {how}")
 
     def wait_in_sync(self, primary: PairNode, resource: str = "disk") -> dict[str, Any]:
         """Connected, and nothing left to synchronise; the primary's status."""
@@ -185,6 +163,7 @@ class Pair:
 
         self.wait_connected(primary, resource)
         eventually(in_sync, f"{resource}: both are in sync")
+        eventually(lambda: not self.other(primary).status(resource)["syncing"], f"{resource}: both know it")
         return status
 
     def wait_settled(self, primary: PairNode) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -124,7 +125,7 @@ def test_mistakes_at_the_start(make_node: MakeNode, how: tuple[str, ...]) -> Non
     assert start("-c", str(node.conf), "-P", str(node.directory / "no" / "pid"))[0] == os.EX_OSERR
     for arguments in (("-x",), ("-c",), ("extra",), ("-h",)):
         code, text = start(*arguments)
-        assert code == os.EX_USAGE and "usage: hastd [-dFh] [-c config] [-P pidfile]" in text
+        assert code == os.EX_USAGE and "usage: hastd [-dFht] [-c config] [-P pidfile]" in text
     assert node.leftovers() == []
 
 
@@ -148,6 +149,21 @@ def test_debug_shows_more(make_node: MakeNode) -> None:
 
 
 # Ending.
+
+
+def test_told_to_end_again_and_again(node: Node) -> None:
+    """Also in the moment in which the event loops are closed, of hastd and of its worker."""
+    worker = int(node.status()["workerpid"])
+    hastd = node.hastd
+    assert hastd is not None
+    while hastd.returncode is None:
+        hastd.send_signal(signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            hastd.wait(0.005)
+    assert hastd.returncode == 0
+    assert "Traceback" not in node.said() and "wakeup" not in node.said()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -174,8 +190,7 @@ def test_killed_hastd_leaves_nothing_that_stops_the_next(node: Node) -> None:
     node.hastd.wait()
     assert (node.directory / "control").is_socket() and (node.directory / "pid").exists()
     node.start()
-    assert node.status()["role"] == "init"
-    assert sorted(title for title in node.titles().values() if title.startswith("hastd: ")) == ["hastd: spawner"]
+    assert node.status()["role"] == "primary"  # the keeper knows
     node.role("primary")
     assert node.status()["status"] == "degraded"
 
@@ -183,10 +198,15 @@ def test_killed_hastd_leaves_nothing_that_stops_the_next(node: Node) -> None:
 # Roles.
 
 
+def our_titles(node: Node) -> list[str]:
+    """Titles of the processes that main has started, without the keeper: it comes with the first role, and stays."""
+    return sorted(t for t in node.titles().values() if t.startswith("hastd: ") and t != "hastd: keeper")
+
+
 def test_roles_and_titles(idle: Node) -> None:
     name = idle.name()
     idle.role("primary")
-    titles = sorted(title for title in idle.titles().values() if title.startswith("hastd: "))
+    titles = our_titles(idle)
     assert f"hastd: {name} (primary)" in titles and "hastd: spawner" in titles
     assert all(title == "hastd: spawner" or title.startswith(f"hastd: {name} (primary)") for title in titles)
     assert idle.socket().is_socket()
@@ -198,10 +218,10 @@ def test_roles_and_titles(idle: Node) -> None:
     )
     idle.role("secondary")
     assert not idle.socket().exists()
-    titles = sorted(title for title in idle.titles().values() if title.startswith("hastd: "))
+    titles = our_titles(idle)
     assert titles == [f"hastd: {name} (secondary)", "hastd: spawner"]  # no stages before there is a connection
     idle.ctl("role", "init", "all")
-    assert [title for title in idle.titles().values() if title.startswith("hastd: ")] == ["hastd: spawner"]
+    assert our_titles(idle) == ["hastd: spawner"]
 
 
 def test_resources_that_do_not_exist(idle: Node) -> None:

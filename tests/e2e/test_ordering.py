@@ -1,4 +1,4 @@
-"""What reaches the component, and in which order: the disk stage of a real node is watched with strace.
+"""What reaches the component, and in which order: the stages of a real node that do its I/O are watched with strace.
 
 Invariant 1 (dirty before write): at each data write, the activemap on disk, as the map writes and fdatasyncs before it
 have left it, has the bits of all extents that are written. Invariant 5: a client's flush is answered after an
@@ -20,49 +20,69 @@ from pathlib import Path
 
 import pytest
 
-from tests import tools
+from tests import faultdisk, tools
 from tests.e2e.node import MIB, Node, eventually
+from tests.e2e.pair import Pair
+from tests.faultdisk import FaultDisk, entries
 from tests.nbdclient import FLUSH, TRIM, WRITE_ZEROES, RawClient
 
 EXTENT = 2 * MIB
 MAP_OFFSET = 4096
-CALL = re.compile(r"^\d+\s+(pwrite64|fdatasync|fallocate)\((\d+)(?:, )?(.*)\)\s+= (-?\d+)")
+# The second kind ends a line of the first that was interrupted by another process's.
+CALL = re.compile(r"^(\d+)\s+(pwrite64|fdatasync|fallocate)\(\d+(?:, )?(.*?)(?:\)\s+= (-?\d+).*| <unfinished \.\.\.>)$")
+RESUMED = re.compile(r"^(\d+)\s+<\.\.\. (pwrite64|fdatasync|fallocate) resumed>.*\)\s+= (-?\d+)")
+STAGES = (": disk", ": ggate")  # ggate does what takes no waiting
 
 
 @dataclass
 class Recording:
-    """The calls of the disk stage that completed, in the order of their completion: one process, one at a time."""
+    """The calls that succeeded: a mutation where it began, an fdatasync where it had completed."""
 
     calls: list[tuple[str, list[int], bytes]] = field(default_factory=list)  # name, numbers, data
 
     @classmethod
     def parse(cls, text: str) -> Recording:
         recording = cls()
+        begun: dict[str, int] = {}  # by process: where its mutation stands
         for line in text.splitlines():
-            match = CALL.match(line)
-            if match is None or int(match[4]) < 0:
+            if (end := RESUMED.match(line)) is not None:
+                at = begun.pop(end[1], None)
+                if end[2] == "fdatasync" and end[3] == "0":
+                    recording.calls.append(("fdatasync", [], b""))
+                elif at is not None and int(end[3]) < 0:
+                    recording.calls[at] = ("failed", [], b"")
                 continue
-            name, rest = match[1], match[3]
+            match = CALL.match(line)
+            if match is None or int(match[4] or 0) < 0:
+                continue
+            name, rest = match[2], match[3]
             data = b""
+            if match[4] is None:
+                if name == "fdatasync":
+                    continue
+                begun[match[1]] = len(recording.calls)
             if name == "pwrite64":
                 quoted, _, rest = rest.partition('", ')
                 data = bytes.fromhex(quoted.strip('"').replace("\\x", ""))
             numbers = [int(word) for word in re.findall(r"\b\d+\b", rest)]
             recording.calls.append((name, numbers, data))
+        recording.calls = [call for call in recording.calls if call[0] != "failed"]
         return recording
 
 
 @contextmanager
 def watched(node: Node, tmp_path: Path) -> Iterator[Callable[[], Recording]]:
-    """strace on the disk stage; the function ends it and returns what it saw."""
-    (pid,) = (pid for pid, title in node.titles().items() if title.endswith(": disk"))
+    """strace on the stages; the function ends it and returns what it saw."""
+    pids = [f"--attach={pid}" for pid, title in node.titles().items() if title.endswith(STAGES)]
+    assert len(pids) == len(STAGES)
     output = tmp_path / "strace"
     process = subprocess.Popen(
-        ["strace", "-f", "-p", str(pid), "-xx", "-s", "4096", "-e", "trace=pwrite64,fdatasync,fallocate", "-o", output],
+        ["strace", "-f", *pids, "-xx", "-s", "4096", "-e", "trace=pwrite64,fdatasync,fallocate", "-o", output],
         stderr=subprocess.PIPE,
     )
     assert process.stderr is not None
-    assert b"attached" in process.stderr.readline()
+    for _ in STAGES:
+        assert b"attached" in process.stderr.readline()
     drain = threading.Thread(target=process.stderr.read)  # it must never block on what it says
     drain.start()
 
@@ -160,6 +180,18 @@ def test_the_checker_sees_a_write_that_is_too_early() -> None:
         replay(Recording([good[0], good[2], good[1]]), 8192, bytes(size))
 
 
+def test_interrupted_lines_are_put_together() -> None:
+    """Of two processes: a write counts from where it began, a flush from where it ended, a failed write not at all."""
+    text = (
+        '1 fdatasync(5 <unfinished ...>\n2 pwrite64(6, "\\x01\\x02", 2, 4096 <unfinished ...>\n'
+        '1 <... fdatasync resumed>) = 0\n2 <... pwrite64 resumed>) = 2\n3 pwrite64(6, "\\x03", 1, 512) = 1\n'
+        '2 pwrite64(6, "\\x04", 1, 1024 <unfinished ...>\n2 <... pwrite64 resumed>) = -1 EIO (Input/output error)\n'
+    )
+    assert Recording.parse(text).calls == [
+        ("pwrite64", [2, 4096], b"\1\2"), ("fdatasync", [], b""), ("pwrite64", [1, 512], b"\3")
+    ]  # fmt: skip
+
+
 def test_flush_reaches_fdatasync_after_acknowledged_writes(geometry_node: Node, tmp_path: Path) -> None:
     """write, acknowledged; flush, answered: then an fdatasync has come after the write. Ten times, also with FUA."""
     node = geometry_node
@@ -194,3 +226,22 @@ def test_hot_working_set_causes_no_map_update(geometry_node: Node, tmp_path: Pat
     assert {name for name, _, _ in recording.calls} == {"pwrite64"}
     assert len(recording.calls) == 1000
     eventually(lambda: node.status()["stat_write"] == 1064, "all writes are counted")
+
+
+def test_counters_are_durable_before_a_write_is_acknowledged(make_pair: Callable[..., Pair], tmp_path: Path) -> None:
+    """Invariant 7, also with `metaflush off`: the secondary is gone, and the first write without it is acknowledged
+    after a flush that comes after the counters."""
+    pair = make_pair(conf="timeout 5\nmetaflush off")
+    log = tmp_path / "log"
+    disk = FaultDisk.under(pair.a)
+    pair.up()
+    pair.b.kill()
+    eventually(lambda: pair.a.status()["status"] == "degraded", "the secondary is gone")
+    disk.record(log)
+    with RawClient(pair.a.socket()) as client:
+        assert client.write(0, bytes(4096)) == 0
+    disk.record(None)
+    found = list(entries(log))
+    (counters,) = [n for n, e in enumerate(found) if e.kind == faultdisk.WRITE and e.offset == 0]
+    assert [e for e in found[counters:] if e.kind == faultdisk.FLUSH]
+    assert [e for e in found if e.kind == faultdisk.WRITE and e.length == 4096 and e.offset > MAP_OFFSET]

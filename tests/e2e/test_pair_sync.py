@@ -207,7 +207,7 @@ def test_secondary_that_dies_in_the_middle_of_a_synchronisation(make_pair: MakeP
     pair.b.start()
     pair.b.set_role("secondary")
     pair.wait_in_sync(pair.a)
-    assert f"syncdone {name}" in pair.events(pair.a)
+    eventually(lambda: f"syncdone {name}" in pair.events(pair.a), "the hook is told")
     with RawClient(pair.a.socket()) as raw:
         client.check(raw)
     assert pair.differing() is None

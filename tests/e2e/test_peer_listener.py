@@ -15,14 +15,14 @@ import pytest
 from hast.messages import Handshake1Request, Handshake2Request, pack_message
 from hast.nv import Nv
 from tests import vectors
-from tests.e2e.node import ROOT, Node, eventually, loopback
+from tests.e2e.node import ROOT, Node, eventually, own_address
 
 MakeNode = Callable[..., Node]
 PORT = 8457
 SECONDS = 20.0
 SIZES = {"disk": 8 << 20, "other": 8 << 20}
-PEER = loopback(os.getpid() * 16 + 14)  # the other node of "disk"
-OTHER_PEER = loopback(os.getpid() * 16 + 15)  # of "other"
+PEER = own_address()  # the other node of "disk"
+OTHER_PEER = own_address()  # of "other"
 
 
 def make(make_node: MakeNode, *, timeout: int = 20, conf: str = "") -> Node:
@@ -137,7 +137,7 @@ def test_role_primary_says_wait_and_init_afterwards_does_not(idle: Node) -> None
 
 def test_strangers_are_not_read(idle: Node) -> None:
     """They are closed at once, before they have said a word, and what they say is not answered."""
-    stranger = loopback(os.getpid() * 16 + 13)
+    stranger = own_address()
     with connect(idle, stranger) as sock:
         assert answer(sock) == b""
     assert ask(idle, hello(idle.name()), stranger) == b""
@@ -225,7 +225,7 @@ def test_slow_peers_delay_nobody(hasty: Node) -> None:
 
 def test_flood(hasty: Node) -> None:
     """Hundreds of silent connections, of a peer and of a stranger: few are open at a time, and others are heard."""
-    stranger = loopback(os.getpid() * 16 + 13)
+    stranger = own_address()
     flood = []
     for _ in range(150):
         flood += [connect(hasty), connect(hasty, stranger)]
@@ -261,7 +261,7 @@ def test_no_descriptors_left(idle: Node) -> None:
 
 def test_several_addresses(make_node: MakeNode, tmp_path: Path) -> None:
     path = tmp_path / "peer"
-    second = loopback(os.getpid() * 16 + 12)
+    second = own_address()
     node = make_node(SIZES, node_conf=f"remote {PEER}", conf=f"listen {second}:9999\nlisten {path}")
     node.create()
     node.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import threading
@@ -293,6 +294,20 @@ def test_control_socket_moves(node: Node) -> None:
         assert node.status("one")["role"] == "primary"
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody has on any address. Those that the system chooses by itself are no good: another test's
+    connection may get them the next moment, and then nobody can listen there on all addresses."""
+    chosen = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports: list[int] = []
+    for port in random.sample(range(9000, chosen), 1000):
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("0.0.0.0", port))
+            ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise AssertionError("no port is free")
+
+
 def test_listening_elsewhere(node: Node) -> None:
     def answers(port: int) -> bool:
         try:
@@ -302,11 +317,7 @@ def test_listening_elsewhere(node: Node) -> None:
         return True
 
     text = node.conf.read_text()
-    old, ports = f"listen tcp4://{node.address}\n", []
-    for _ in range(2):
-        with socket.socket() as free:
-            free.bind((node.address, 0))
-            ports.append(free.getsockname()[1])
+    old, ports = f"listen tcp4://{node.address}\n", free_ports(2)
     with untouched(node):
         assert answers(8457)
         new = "".join(f"listen tcp4://{node.address}:{port}\n" for port in ports)
@@ -319,6 +330,7 @@ def test_listening_elsewhere(node: Node) -> None:
         here = f"listen tcp4://{node.address}:{ports[0]}\n"
         assert reload(node, everywhere) == "changed 'listen'" and answers(ports[0])
         with socket.socket() as busy:
+            busy.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of before may not have ended
             busy.bind((node.address, ports[1]))
             busy.listen()
             put(node, text.replace(old, f"{here}listen tcp4://{node.address}:{ports[1]}\n"))

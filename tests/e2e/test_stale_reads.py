@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -47,3 +48,23 @@ def test_old_data_is_not_served_after_a_restart(make_node: Callable[..., Node]) 
     node.run("kill", "-9", str(ggate))
     eventually(lambda: "its stages run again" in node.said(), "new stages run")
     check(node)
+
+
+def test_a_primary_that_was_a_target_takes_its_role_again_but_not_after_it_was_secondary(
+    make_node: Callable[..., Node],
+) -> None:
+    """It knows what it must not serve; a former secondary does not even know which of its flushes are whole."""
+    node = make_node()
+    node.create()
+    make_target(node)
+    node.start()
+    for _ in range(2):
+        node.role("primary")
+        assert node.status()["syncing"]
+        check(node)
+        node.role("init")
+    node.role("secondary")
+    assert node.role("primary", check=False).returncode == os.EX_UNAVAILABLE
+    assert node.status()["role"] == "secondary"
+    node.role("init")
+    assert node.role("primary", check=False).returncode == os.EX_UNAVAILABLE

@@ -20,6 +20,12 @@ def run(channel: Channel, resource: Resource, role: str, rundir: Path) -> int:
     what = resource.name.partition("-")[0]
     if what == "fail":
         raise NoInputError(f"{resource.name}: component {resource.localpath} does not exist")
+    if what == "talker":
+        while (received := channel.recv(timeout=60)) is not None and received[0]["cmd"] != "stop":
+            pass
+        for _ in range(50):
+            channel.send({"event": "nothing of interest"})
+        raise NoInputError(f"{resource.name}: component {resource.localpath} does not exist")
     if what == "crash":
         raise RuntimeError("a defect")
     if what == "die":
@@ -29,6 +35,10 @@ def run(channel: Channel, resource: Resource, role: str, rundir: Path) -> int:
     if what == "orphan" and os.fork() == 0:
         time.sleep(ORPHAN_SECONDS)  # a stage that takes its time to die
         os._exit(0)
+    if what == "late":
+        while (received := channel.recv(timeout=60)) is not None and received[0]["cmd"] != "stop":
+            pass
+        return os.EX_OK
     channel.send({"event": "ready", "device": None, "nbd": json.dumps(surroundings(resource, role, rundir))})
     if what == "orphan":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -39,6 +49,8 @@ def run(channel: Channel, resource: Resource, role: str, rundir: Path) -> int:
         received = channel.recv()
         if received is None or received[0]["cmd"] == "stop":
             return os.EX_TEMPFAIL if what == "temporary" else os.EX_OK
+        if received[0]["cmd"] == "start":
+            continue
         if received[0]["cmd"] == "reload":
             dirty = received[0]["resource"]["syncrate"]
             continue

@@ -381,7 +381,7 @@ def test_write_error_is_one_line(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     fd = os.open("/dev/full", os.O_RDWR | os.O_CLOEXEC)
-    component = Component("data", "/dev/full", fd, False, 4 * MIB, 512)
+    component = Component("data", "/dev/full", fd, False, 4 * MIB, 512, own=os.dup(fd))
     try:
         with pytest.raises(DiskError) as caught:
             component.pwrite(0, bytes(4096))

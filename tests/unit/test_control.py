@@ -31,9 +31,9 @@ from tests.unit.strategies import MESSAGE_NVS
 NAMES = st.lists(st.text("abcdef/-._", min_size=1), min_size=1, max_size=12).map(tuple)
 
 
-@given(NAMES, st.sampled_from(list(Role)))
-def test_requests_round_trip(names: tuple[str, ...], role: Role) -> None:
-    for request in (ControlRequest(CMD_SET_ROLE, names, role), ControlRequest(CMD_STATUS, names)):
+@given(NAMES, st.sampled_from(list(Role)), st.booleans())
+def test_requests_round_trip(names: tuple[str, ...], role: Role, force: bool) -> None:
+    for request in (ControlRequest(CMD_SET_ROLE, names, role, force), ControlRequest(CMD_STATUS, names)):
         assert ControlRequest.from_nv(decode(request.to_nv().encode())) == request
 
 
@@ -86,7 +86,8 @@ def status_entries(draw: st.DrawFn) -> StatusEntry:
     values: dict[str, str | int | None] = {}
     for name in STATUS_ELEMENTS:
         sample = getattr(full, name)
-        some = st.text("abc:/", max_size=9) if isinstance(sample, str) else st.integers(0, 2**31 - 1)
+        number = st.integers(0, 255 if name == "syncing" else 2**31 - 1)
+        some = st.text("abc:/", max_size=9) if isinstance(sample, str) else number
         values[name] = draw(st.none() | some)
     return StatusEntry("data", **values)  # type: ignore[arg-type]
 
@@ -99,7 +100,7 @@ def test_status_round_trips_whatever_is_missing(entries: tuple[StatusEntry, ...]
 
 def test_status_has_the_order_of_the_capture() -> None:
     captured = [name for name, _, _ in vectors.load("ctl_status_reply").elements]
-    assert captured == ["resource0", *(f"{name}0" for name in STATUS_ELEMENTS)]
+    assert [*captured, "syncing0"] == ["resource0", *(f"{name}0" for name in STATUS_ELEMENTS)]  # ours stands last
 
 
 def test_status_of_an_unknown_resource_says_nothing_else() -> None:

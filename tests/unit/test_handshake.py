@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hast import checksum, compression
 from hast.activemap import count_dirty, extent_count, set_bit
 from hast.control import Role
-from hast.decision import Outcome, decide
+from hast.decision import Outcome, as_target, decide
 from hast.errors import DataError, DiskError
 from hast.handshake import (
     Agreement,
@@ -59,6 +59,18 @@ EXTENTS = extent_count(CAPTURED.datasize, CAPTURED.extentsize)
 COUNTERS = st.integers(0, 3) | U64
 
 
+def extended(message: bytes) -> bytes:
+    """A captured message without data, with the element that we add to it: ours stands last."""
+    nv = nv_of(message)
+    nv.add_uint8("hast", 1)
+    return pack_message(version_of(message), nv)
+
+
+def without_token(agreement: Agreement) -> Agreement:
+    assert agreement.token == TOKEN and not agreement.hast  # of a captured secondary
+    return replace(agreement, token=b"")
+
+
 def nv_of(message: bytes) -> Nv:
     return unpack_message(message, HANDSHAKE_LIMIT)[1]
 
@@ -91,6 +103,11 @@ def second(metadata: Metadata = CAPTURED, virgin: bool = False) -> Handshake2Req
     request = read_hello(nv_of(message))
     assert isinstance(request, Handshake2Request)
     return request
+
+
+def foreign(metadata: Metadata = CAPTURED, virgin: bool = False) -> Handshake2Request:
+    """What FreeBSD's primary sends in step 2."""
+    return replace(second(metadata, virgin), hast=False)
 
 
 def answer(
@@ -198,7 +215,8 @@ def test_captured_step_2_of_a_primary(name: str, virgin: bool, pair: Pair) -> No
     token = element("token", name)
     assert isinstance(token, bytes)
     handshake = PrimaryHandshake(metadata, PEER, virgin=virgin)
-    assert handshake.first_reply(nv_of(accept_first(Handshake1Request("data"), token)[1])) == vector.normal
+    sent = handshake.first_reply(nv_of(accept_first(Handshake1Request("data"), token)[1]))
+    assert sent == extended(vector.normal)  # FreeBSD ignores what it does not know
     request = read_hello(nv_of(vector.raw))
     assert request == Handshake2Request("data", token, metadata.resuid, *pair_of(pair), virgin)
 
@@ -209,31 +227,31 @@ def pair_of(pair: Pair) -> tuple[int, int]:
 
 def test_captured_answer_of_a_virgin_secondary() -> None:
     vector = vectors.load("hs2_secondary_to_primary_virgin")
-    made = answer(second(virgin=True), replace(CAPTURED, resuid=0))
+    made = answer(foreign(virgin=True), replace(CAPTURED, resuid=0))
     assert made.message == vector.normal
     assert made.accepted and made.metadata == CAPTURED and made.map is None
     agreement = finish(primary(virgin=True), vector.raw)
-    assert agreement == Agreement(
+    assert without_token(agreement) == Agreement(
         2, SyncSource.PRIMARY, Pair(), True, None, replace(CAPTURED, pair=Pair(1, 0))
     )
 
 
 def test_captured_answer_with_an_empty_map() -> None:
     vector = vectors.load("hs2_secondary_to_primary_activemap")
-    made = answer(second(replace(CAPTURED, pair=Pair(1, 0))), CAPTURED)
+    made = answer(foreign(replace(CAPTURED, pair=Pair(1, 0))), CAPTURED)
     assert made.message == vector.normal
     assert made.accepted and made.metadata == CAPTURED and made.map is None
     agreement = finish(primary(), vector.raw)
-    assert agreement == Agreement(2, SyncSource.PRIMARY, Pair(), False, bytes(512), CAPTURED)
+    assert without_token(agreement) == Agreement(2, SyncSource.PRIMARY, Pair(), False, bytes(512), CAPTURED)
 
 
 def test_captured_answer_of_a_newer_secondary() -> None:
     vector = vectors.load("hs2_secondary_to_primary_activemap_syncsrc_secondary")
-    made = answer(second(), replace(CAPTURED, pair=Pair(1, 0)), vector.data)
+    made = answer(foreign(), replace(CAPTURED, pair=Pair(1, 0)), vector.data)
     assert made.decision.outcome is Outcome.SECONDARY_NEWER
     assert made.message == vector.normal
     agreement = finish(primary(), vector.raw)
-    assert agreement == Agreement(2, SyncSource.SECONDARY, Pair(1, 0), False, vector.data, CAPTURED)
+    assert without_token(agreement) == Agreement(2, SyncSource.SECONDARY, Pair(1, 0), False, vector.data, CAPTURED)
 
 
 def test_captured_split_brain() -> None:
@@ -310,8 +328,9 @@ def both_sides(own_uid: int, own: Pair, theirs: Pair, virgin: bool) -> None:
         assert refused.value.split_brain is made.split_brain is (expected.outcome is Outcome.SPLIT_BRAIN)
         return
     agreement = finish(handshake, made.message)
-    assert made.metadata == replace(CAPTURED, pair=own)  # the pair of a secondary never changes
-    assert (agreement.syncsrc, agreement.secondary) == (expected.syncsrc, own)
+    told = as_target(own, theirs) if expected.target else own
+    assert made.metadata == replace(CAPTURED, pair=told, syncing=expected.target)
+    assert (agreement.syncsrc, agreement.secondary) == (expected.syncsrc, told)
     assert agreement.virgin is expected.virgin is (own_uid == 0)
     raised = own_uid == 0 and theirs.localcnt == 0
     assert agreement.metadata == (replace(mine, pair=Pair(1, theirs.remotecnt)) if raised else mine)
@@ -331,7 +350,7 @@ def test_any_counters_survive_the_wire(a: int, b: int, c: int, d: int, virgin: b
     made = answer(second(mine, virgin), replace(CAPTURED, pair=Pair(a, b)))
     assert made.decision == decide(UID, Pair(a, b), UID, Pair(c, d), virgin and mine.pair == Pair())
     if made.accepted:
-        assert finish(primary(mine), made.message).secondary == Pair(a, b)
+        assert finish(primary(mine), made.message).secondary == made.metadata.pair
 
 
 def test_adopting_lasts_when_the_connection_breaks_before_the_map_was_merged() -> None:
@@ -561,3 +580,47 @@ def test_damaged_answers_are_taken_or_refused(at: int, value: int, which: int) -
 def test_a_request_survives_json(token: bytes, resuid: int, local: int, remote: int, virgin: bool) -> None:
     request = Handshake2Request("data", token, resuid, local, remote, virgin)
     assert request_from_dict(json.loads(json.dumps(request_to_dict(request)))) == request
+
+
+# Invariant 10: a target knows that it is one.
+
+
+def test_a_target_of_one_of_ours_stores_that_before_it_answers() -> None:
+    newer = replace(CAPTURED, pair=Pair(1, 0))
+    for own in (CAPTURED, replace(CAPTURED, resuid=0), replace(CAPTURED, pair=Pair(0, 2))):
+        made = answer(second(newer), own)
+        assert made.accepted and made.metadata.syncing
+        assert finish(primary(newer), made.message).hast
+        # FreeBSD's could never say that it is over.
+        assert not answer(foreign(newer), own).metadata.syncing
+    assert not answer(second(virgin=True), replace(CAPTURED, resuid=0)).metadata.syncing
+    assert not answer(second(), replace(CAPTURED, pair=Pair(1, 0))).metadata.syncing
+
+
+def test_in_sync_does_not_make_a_target_nor_end_one() -> None:
+    assert not answer(second(), CAPTURED).metadata.syncing
+    was = replace(CAPTURED, syncing=True)
+    assert answer(second(), was).metadata.syncing  # its primary has not said yet that it is over
+    assert not answer(foreign(), was).metadata.syncing
+
+
+def test_a_refusal_changes_nothing() -> None:
+    own = replace(CAPTURED, pair=Pair(1, 0), syncing=True, alone=True)
+    assert answer(second(own), own).metadata == own
+
+
+def test_the_answer_says_hast_to_who_has_said_it() -> None:
+    assert "hast" in nv_of(answer(second(), CAPTURED).message)
+    assert "hast" not in nv_of(answer(foreign(), CAPTURED).message)
+
+
+@pytest.mark.parametrize("hast", [True, False])
+def test_a_secondary_that_has_lost_its_power_is_a_target_though_the_counters_agree(hast: bool) -> None:
+    """What it had acknowledged and not flushed may be gone. A primary that is not ours could never end it."""
+    own = replace(CAPTURED, pair=Pair(1, 2))
+    theirs = replace(CAPTURED, pair=Pair(2, 1))
+    request = replace(second(theirs), hast=hast)
+    for doubt in (False, True):
+        found = answer_second(request, 2, own, lambda: bytes(512), compression.NONE, checksum.NONE, doubt)
+        assert found.decision.outcome is Outcome.IN_SYNC
+        assert found.metadata == replace(own, syncing=doubt and hast)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hast import activemap
+from hast.confgrammar import MAX_NAME
 from hast.control import Role
 from hast.errors import DataError
 from hast.metadata import (
@@ -158,3 +159,13 @@ def test_a_block_that_would_not_fit_is_not_written() -> None:
 
 def test_mapsize_is_the_area_before_the_data() -> None:
     assert GOOD.mapsize == 512
+
+
+def test_all_that_is_said_stands_in_one_sector() -> None:
+    """So no loss of power can leave half of it: a disk writes a sector or does not."""
+    largest = (1 << 64) - 1
+    block = Metadata(
+        "n" * MAX_NAME, (1 << 62), 1 << 30, (1 << 32) - 1, 4096 + (1 << 30), largest, Pair(largest, largest),
+        Role.SECONDARY, syncing=True, alone=True, discard=True,
+    )  # fmt: skip
+    assert len(block.pack().rstrip(b"\0")) <= activemap.FILE_SECTOR_SIZE

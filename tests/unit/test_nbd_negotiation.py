@@ -389,22 +389,61 @@ def test_who_breaks_the_rules_or_leaves_is_closed(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_silent_clients_are_closed_in_time_and_others_wait_their_turn(tmp_path: Path) -> None:
+def test_silent_clients_are_closed_in_time(tmp_path: Path) -> None:
     path = tmp_path / "vm0.sock"
 
     async def run() -> None:
-        async with listening(path, clients=3, timeout=0.5) as (listener, handed):
+        async with listening(path, clients=3, timeout=0.5) as (listener, _):
             silent = [await connect(path) for _ in range(3)]
-            waiting = await asyncio.open_unix_connection(path)
-            assert listener.negotiating == 3
             async with asyncio.timeout(30):
                 for reader, writer in silent:
                     assert await reader.read() == b""
                     writer.close()
-                assert await waiting[0].readexactly(18) == GREETING
-            waiting[1].write(FLAGS + go())
+            await until(lambda: listener.negotiating == 0)
+
+    asyncio.run(run())
+
+
+def test_the_oldest_negotiation_makes_room(tmp_path: Path) -> None:
+    """It takes as long as they have to speak, not the whole time that a negotiation may take; those who have negotiated
+    stay."""
+    path = tmp_path / "vm0.sock"
+
+    async def run() -> None:
+        async with listening(path, clients=3, timeout=60, grace=0.02) as (listener, handed):
+            _, early = await connect(path)
+            early.write(FLAGS + go())
             await until(lambda: len(handed.clients) == 1)
-            waiting[1].close()
+            silent = [await asyncio.open_unix_connection(path) for _ in range(40)]
+            _, late = await connect(path)
+            late.write(FLAGS + go())
+            await until(lambda: len(handed.clients) == 2)
+            assert listener.negotiating <= 3
+            async with asyncio.timeout(30):
+                for reader, _ in silent[:37]:
+                    assert (await reader.read()) in (b"", GREETING)
+            assert handed.clients[0][0].fileno() >= 0
+            for writer in (early, late, *(writer for _, writer in silent)):
+                writer.close()
+
+    asyncio.run(run())
+
+
+def test_no_negotiation_makes_room_before_it_could_speak(tmp_path: Path) -> None:
+    path = tmp_path / "vm0.sock"
+
+    async def run() -> None:
+        async with listening(path, clients=3, timeout=60, grace=60) as (listener, handed):
+            clients = [await connect(path) for _ in range(3)]
+            waiting = [await asyncio.open_unix_connection(path) for _ in range(40)]
+            for _, writer in clients:
+                writer.write(FLAGS + go())
+            await until(lambda: len(handed.clients) == 3)
+            async with asyncio.timeout(30):
+                assert await waiting[0][0].readexactly(18) == GREETING
+            await until(lambda: listener.negotiating == 3)
+            for _, writer in (*clients, *waiting):
+                writer.close()
 
     asyncio.run(run())
 

@@ -23,7 +23,7 @@ from hast.config import DEFAULT_LISTEN, Resource, parse
 from hast.errors import HastError, PermissionDeniedError, SystemCallError, TemporaryError, UnavailableError
 from hast.listening import close_all, listen_all
 from hast.peeraccess import PeerAccess, canonical
-from tests.e2e.node import loopback
+from tests.e2e.node import own_address
 
 _numbers = itertools.count()
 
@@ -158,7 +158,7 @@ def test_a_name_server_that_does_not_answer(server: NameServer, monkeypatch: pyt
 
 
 def place() -> str:
-    return f"{loopback(os.getpid() * 16 + 3)}:{21000 + next(_numbers)}"
+    return f"{own_address()}:{21000 + next(_numbers)}"
 
 
 def test_all_or_nothing() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hast import peering
 from hast.control import Role
-from hast.decision import decide
+from hast.decision import Outcome, decide
 from hast.handshake import Agreement
 from hast.messages import SyncSource
 from hast.metadata import Metadata, Pair
@@ -46,6 +46,16 @@ def test_handshake_with_raised_localcnt_keeps_it_raised() -> None:
 def test_newer_data_on_the_secondary_makes_this_node_a_target() -> None:
     _, metadata = peering.agreed(Peering(), agreement(Pair(), Pair(1, 0), SyncSource.SECONDARY))
     assert metadata.syncing
+
+
+def test_an_attempt_that_is_not_used_makes_no_target() -> None:
+    """Writes were under way here: they are acknowledged without the secondary, and counted."""
+    state, metadata = peering.agreed(Peering(), agreement(Pair(), Pair(1, 0), SyncSource.SECONDARY))
+    after = peering.unused(metadata, was_syncing=False)
+    assert not after.syncing
+    counted = peering.wrote_alone(peering.lost(state)[0], after)
+    assert decide(7, Pair(1, 0), 7, counted.pair, False).outcome is Outcome.SPLIT_BRAIN
+    assert peering.unused(metadata, was_syncing=True).syncing
 
 
 def test_requests_begin_when_the_map_is_durable() -> None:

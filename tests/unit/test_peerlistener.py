@@ -29,10 +29,11 @@ from hast.messages import (
     unpack_message,
     wrong_role_text,
 )
+from hast.notice import Notice
 from hast.nv import Nv
 from hast.peerlistener import PeerListener
 from tests import vectors
-from tests.e2e.node import loopback
+from tests.e2e.node import own_address
 
 SECONDS = 20.0  # for anything to happen
 HELLO = vectors.load("hs1_primary_to_secondary").raw
@@ -112,7 +113,7 @@ class Scene:
 def free_address(host: str = "") -> Address:
     """One that no other test uses; the port is none that the system chooses by itself."""
     number = next(_numbers)
-    return parse_address(f"{host or loopback(os.getpid() * 16)}:{20000 + (os.getpid() * 50 + number) % 10000}")
+    return parse_address(f"{host or own_address()}:{20000 + (os.getpid() * 50 + number) % 10000}")
 
 
 async def hear(sock: socket.socket) -> bytes:
@@ -279,6 +280,33 @@ def test_connections_of_different_resources_do_not_disturb_each_other() -> None:
             assert notes.given[0][0]["request"]["resource"] == name
 
     scene(test, *(Notes(make_resource(f"r{n}")) for n in range(40)))
+
+
+def test_a_notice_goes_to_the_worker_beside_the_connections() -> None:
+    async def test(scene: Scene) -> None:
+        _, token = await scene.first()
+        notice = await scene.hello(pack_message(2, Notice("data", bytes(16), "synced").to_nv()))
+        await until(lambda: scene.notes.given)
+        message, (sock,) = scene.notes.given[0]
+        assert message == {"cmd": "notice", "token": "00" * 16, "word": "synced", "peer": message["peer"]}
+        sock.send(b"x")
+        assert await asyncio.get_running_loop().sock_recv(notice, 1) == b"x"
+        # The handshake that is under way is not disturbed.
+        await scene.hello(step2(token))
+        await until(lambda: len(scene.notes.given) == 2)
+
+    scene(test)
+
+
+@pytest.mark.parametrize("role", [Role.INIT, Role.PRIMARY])
+def test_a_notice_for_a_node_that_is_not_secondary_is_refused(role: Role) -> None:
+    async def test(scene: Scene) -> None:
+        notice = await scene.hello(pack_message(2, Notice("data", bytes(16), "synced").to_nv()))
+        refused = unpack_message(await hear(notice), HANDSHAKE_LIMIT)[1]
+        assert refused.get_string("errmsg") == wrong_role_text(role.text)
+        assert not scene.notes.given
+
+    scene(test, Notes(make_resource(), role))
 
 
 # When it does not come to that.

@@ -144,6 +144,7 @@ def test_each_setting_has_its_place() -> None:
         (("checksum",), Action.RECONNECT, Action.RECONNECT),
         (("provname",), Action.RESTART, Action.NONE),
         (("device", "on_io_error"), Action.RESTART, Action.NONE),
+        (("on_io_error",), Action.NONE, Action.NONE),
         (("localpath",), Action.RESTART, Action.RESTART),
         (("exec", "timeout", "directio"), Action.RESTART, Action.RESTART),
     ],

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -22,10 +23,11 @@ from hast import workers as workers_module
 from hast.config import Resource, parse
 from hast.control import Role, RoleEntry
 from hast.errors import HastError
+from hast.keeping import Keeping
 from hast.rundir import RunDirectory
 from hast.spawner import resource_from_dict, resource_to_dict
 from hast.supervisor import FIRST_PAUSE, LONGEST_PAUSE, SETTLED_SECONDS, Supervisor, known_elements, next_pause
-from hast.workers import Workforce
+from hast.workers import Ending, Workforce
 from tests.tools import ROOT
 
 DEADLINE = 30.0
@@ -43,9 +45,10 @@ class Scene:
         self.rundir = RunDirectory(str(tmp_path / "run"))
         self.told: list[tuple[str, ...]] = []
         self.workforce = Workforce(self.rundir, True, 0, lambda _, args: None, "tests.unit.odd_workers")
+        self.keeping = Keeping(self.rundir.path)
 
     def supervisor(self, name: str) -> Supervisor:
-        return Supervisor(resource(name), self.workforce, self._role, lambda *args, **details: None)
+        return Supervisor(resource(name), self.workforce, self._role, lambda *args, **details: None, self.keeping)
 
     def _role(self, resource: Resource, old: Role, new: Role) -> None:
         self.told.append((resource.name, old.text, new.text))
@@ -152,6 +155,22 @@ def test_worker_that_cannot_start(scene: Scene, name: str, message: str, code: i
 
     scene.run(body)
     assert scene.told == []
+
+
+def test_last_words_are_heard_however_late(scene: Scene) -> None:
+    """Main hears at once that the worker has ended, and all that it had to say before."""
+
+    async def body() -> None:
+        worker = scene.workforce.spawn(resource("talker"), "primary")
+        await until(lambda: worker.pid)
+        worker.channel.send({"cmd": "stop"})
+        # Main does nothing else meanwhile, as on a machine that is busy.
+        assert scene.workforce._channel is not None
+        assert select.select([scene.workforce._channel], [], [], DEADLINE)[0] and gone(worker.pid)
+        ending = await worker.ended
+        assert ending == Ending("exited with code 66", os.EX_NOINPUT, "talker: component /nowhere does not exist")
+
+    scene.run(body)
 
 
 def test_roles(scene: Scene) -> None:
@@ -267,7 +286,7 @@ def test_worker_that_is_not_ready_in_time(scene: Scene, monkeypatch: pytest.Monk
     monkeypatch.setattr(supervisor_module, "READY_SECONDS", 0.0)
 
     async def body() -> None:
-        entry = await scene.supervisor("good").set_role(Role.PRIMARY)
+        entry = await scene.supervisor("late").set_role(Role.PRIMARY)
         assert entry.error == os.EX_TEMPFAIL and "was not ready within 0 s" in entry.errmsg
 
     scene.run(body)

@@ -1,0 +1,139 @@
+"""A primary whose own component has failed, while the secondary has everything: what is stored before the secondary
+takes the component's place (hast/ffi/seq_local.c asks for it, docs/architecture.md says why).
+
+Invariants:
+- Nothing that only the secondary has is acknowledged before it is known durably that this component is out of date:
+  in its own metadata, or, where that cannot be written, on the secondary, whose counters then say it.
+- A component that is given up (detached) is out of date everywhere: all of its map says so, or the secondary's does,
+  which then keeps it (`keepmap` in the handshake) until this node can.
+- Where none of this can be stored, whoever made the request gets the component's error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from typing import Protocol
+
+from hast.component import Component
+from hast.config import Resource
+from hast.errors import HastError
+from hast.link import Link
+from hast.metadata import Metadata
+from hast.notice import AHEAD
+from hast.pipeline import Pipeline
+from hast.stages.context import GGATE
+
+log = logging.getLogger(__name__)
+
+FIRST_SECONDS = 1.0  # before a component that took nothing is tried again
+LONGEST_SECONDS = 30.0
+DETACHED = 2  # `syncing` of the status: out of date, and not used
+
+
+class Owner(Protocol):
+    """What is needed of a hast.primary.Primary."""
+
+    resource: Resource
+    component: Component | None
+    metadata: Metadata | None
+    pipeline: Pipeline | None
+    link: Link | None
+
+    def _store(self, metadata: Metadata) -> None: ...
+    def _lonely(self) -> None: ...
+
+
+class Outage:
+    """Decides what becomes of a failed component; `detached` once it is not used any more, `unrecorded` when only the
+    secondary knows that it is out of date."""
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+        self.detached = False
+        self.unrecorded = False
+        self._asking: asyncio.Task[None] | None = None
+
+    def failed(self, detach: bool) -> None:
+        """The sequencer's question; the secondary had everything, durably, when it was asked. detach: the component is
+        to be given up."""
+        owner, link = self.owner, self.owner.link
+        assert owner.component is not None and owner.metadata is not None
+        name, path = owner.resource.name, owner.resource.localpath
+        if link is None or not link.connected:
+            self._tell("refused")
+            return
+        unstored = link.apart()
+        # Counters by which this node's data is the newer would have it copied over what only the secondary has.
+        metadata = link.when_in_sync() if unstored else owner.metadata
+        try:
+            if detach:
+                owner.component.fill_map(owner.metadata)
+            owner._store(replace(metadata, syncing=True))
+        except HastError as error:
+            log.error("%s; asking the secondary to store that it is ahead", error)
+            self._asking = asyncio.get_running_loop().create_task(self._ask(link, unstored))
+            return
+        if detach:
+            log.error("%s: component %s has failed and is given up: everything is done by the secondary", name, path)
+        else:
+            log.error("%s: component %s has failed: where it is out of date the secondary is read", name, path)
+        if unstored:
+            link.caught_up()
+        link.outdated()
+        self._done(detach)
+
+    def _done(self, detach: bool) -> None:
+        self.detached = self.detached or detach
+        self._tell("detach" if detach else "outdated")
+
+    async def _ask(self, link: Link, unstored: bool) -> None:
+        """The component does not even take its metadata. unstored: nor that both nodes were in sync, before."""
+        name = self.owner.resource.name
+        try:
+            await link.notify(AHEAD)
+        except HastError as error:
+            log.error("%s: the failure of its component cannot be hidden: %s", name, error)
+            self._tell("refused")
+            if unstored and link.connected:
+                link.in_sync_later()
+            return
+        assert self.owner.metadata is not None
+        # Not on disk: whoever reads it there learns from the secondary's counters that it is out of date.
+        self.owner.metadata = replace(self.owner.metadata, syncing=True)
+        self.unrecorded = True
+        path = self.owner.resource.localpath
+        log.error("%s: component %s has failed and cannot be written: everything is done by the secondary", name, path)
+        link.outdated()
+        self._done(True)
+        self.owner._lonely()  # it may have been lost meanwhile
+        self._asking = asyncio.get_running_loop().create_task(self._record())
+
+    async def _record(self) -> None:
+        """A disk that was only full, or ill for a moment, is told as soon as it takes it."""
+        owner, pause = self.owner, FIRST_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_SECONDS)
+            assert owner.component is not None and owner.metadata is not None
+            try:
+                owner.component.fill_map(owner.metadata)
+                owner.component.write_metadata(owner.metadata)
+            except HastError as error:
+                log.debug("%s", error)
+                continue
+            self.unrecorded = False
+            name, path = owner.resource.name, owner.resource.localpath
+            log.warning("%s: component %s takes writes again, and says now that it is out of date", name, path)
+            return
+
+    def _tell(self, decision: str) -> None:
+        if self.owner.pipeline is not None:
+            self.owner.pipeline.send(GGATE, {"cmd": decision})
+
+    async def close(self) -> None:
+        """Nothing is asked any more."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])

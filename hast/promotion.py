@@ -1,0 +1,66 @@
+"""Which role a node's metadata allows it to take, and what taking one changes in it (TWO NODES in hastd(8)).
+
+Invariants:
+- Pure: metadata in, metadata out; what comes out is durable before anything is served.
+- 10 no surprise promotion: a secondary that is the target of an unfinished synchronisation does not become primary
+  unless that is forced, and then its counters say that it has gone its own way.
+- 7 degraded first: `alone` is believed only of a node that has not been secondary since.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hast import decision
+from hast.control import Role
+from hast.errors import UnavailableError
+from hast.metadata import Metadata
+
+
+def target_text(resource: str) -> str:
+    """Why a secondary may not become primary, and what can be done."""
+    return (
+        f"{resource}: it cannot become primary: its data is a mix of old and new, because the synchronisation from the"
+        f" other node is not complete: wait for it, or give the newer data up with"
+        f" 'hastctl role -f primary {resource}'"
+    )
+
+
+def check_primary(metadata: Metadata) -> None:
+    """Raises UnavailableError when the node must not become primary by itself.
+
+    One that was primary when it became a target may take its role again: what is marked is served by the other node.
+    """
+    if metadata.syncing and metadata.prevrole is not Role.PRIMARY:
+        raise UnavailableError(target_text(metadata.resource))
+
+
+def as_primary(metadata: Metadata, random64: int) -> tuple[Metadata, bool]:
+    """The metadata of a node that becomes primary, and whether nothing was ever written here; random64 is for its
+    unique ID, at the first start ever. Raises UnavailableError (see check_primary)."""
+    check_primary(metadata)
+    virgin = metadata.resuid == 0
+    return replace(
+        metadata,
+        resuid=decision.choose_resuid(random64) if virgin else metadata.resuid,
+        prevrole=Role.PRIMARY,
+        # As a secondary it may have been met by a primary that has taken its counters for its own since.
+        alone=metadata.alone and metadata.prevrole is Role.PRIMARY,
+        # What it changes from now on is not to be thrown away.
+        discard=False,
+    ), virgin
+
+
+def discarding(metadata: Metadata) -> Metadata:
+    """`hastctl discard`: when this node, as secondary, is next found in split-brain, it gives up what it changed alone.
+    Any other handshake that succeeds ends that, and so does becoming primary."""
+    return replace(metadata, discard=True)
+
+
+def forced(metadata: Metadata) -> Metadata:
+    """`hastctl role -f primary`: what the other node has and this one lacks is given up. Both then have something of
+    their own, which their next handshake finds, as a split-brain. Nothing changes where nothing has to be forced."""
+    if not metadata.syncing:
+        return metadata
+    pair = decision.before_degraded_write(metadata.pair, None)
+    return replace(metadata, syncing=False, pair=pair, alone=True, prevrole=Role.PRIMARY, discard=False)

@@ -1,0 +1,289 @@
+"""The primary's disk fails while the secondary has everything: clients see nothing of it, and nothing is lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.e2e.node import MIB, eventually, loopback
+from tests.e2e.pair import Pair
+from tests.e2e.relay import Relay
+from tests.e2e.test_block_device import stage_pid
+from tests.faultdisk import FaultDisk
+from tests.nbdclient import EIO, FLUSH, WRITE, RawClient
+
+EXTENT = 2 * MIB
+OLD, NEW, NEWER = b"old " * 1024, b"new " * 1024, b"newer.  " * 512
+END = 1 << 40
+
+MakePair = Callable[..., Pair]
+
+
+def prepare(make_pair: MakePair, policy: str, **keywords: object) -> tuple[Pair, FaultDisk, int]:
+    """Connected, in sync, with old data in some extents; the primary's disk, and where its data begins."""
+    pair = make_pair({"disk": 64 * MIB}, conf=f"timeout 5\non-io-error {policy}", hooks=True, **keywords)
+    pair.create()
+    disk = FaultDisk.under(pair.a)
+    pair.start()
+    pair.roles(pair.a)
+    with RawClient(pair.a.socket()) as raw:
+        write(raw, OLD, 4)
+    pair.wait_in_sync(pair.a)
+    synchronised(pair)
+    return pair, disk, int(pair.a.dump()["localoff"])
+
+
+def synchronised(pair: Pair) -> None:
+    """It is known that the secondary has everything: a synchronisation, if only of nothing, has completed."""
+    eventually(lambda: pair.a.dump()["localcnt"] == pair.b.dump()["remotecnt"], "the counters are in step")
+
+
+def write(raw: RawClient, data: bytes, extents: int) -> None:
+    for extent in range(extents):
+        assert raw.write(extent * EXTENT, data) == 0
+        assert raw.read(extent * EXTENT, 4096) == data
+        assert raw.do(FLUSH).error == 0
+
+
+def check(pair: Pair, data: bytes, extents: int) -> None:
+    with RawClient(pair.a.socket()) as raw:
+        for extent in range(extents):
+            assert raw.read(extent * EXTENT, 4096) == data, extent
+
+
+def back(pair: Pair, disk: FaultDisk) -> None:
+    """The disk is well again, and taken back."""
+    disk.heal()
+    pair.a.set_role("init")
+    pair.a.set_role("primary")
+
+
+@pytest.mark.parametrize("policy", ["detach", "pass"])
+@pytest.mark.parametrize("fault", ["write", "read", "flush", "map", "data", "all"])
+def test_clients_do_not_notice(make_pair: MakePair, fault: str, policy: str) -> None:
+    pair, disk, start = prepare(make_pair, policy)
+    if fault == "map":
+        disk.fail("write", errno.EIO, within=(4096, start))
+    elif fault == "data":
+        disk.fail("write", errno.ENOSPC, within=(start, END))
+    elif fault == "all":
+        disk.fail("all", errno.EIO)
+    elif fault == "read":
+        disk.fail("read", errno.EIO, count=5)
+    else:
+        disk.fail(fault, errno.EIO, count=3, within=(start, END) if fault == "write" else None)
+    with RawClient(pair.a.socket()) as raw:
+        write(raw, NEW, 6)
+    check(pair, NEW, 6)
+    status = pair.a.status()
+    assert status["stat_write_error"] + status["stat_read_error"] + status["stat_flush_error"] > 0 or fault == "map"
+    if policy == "detach" or fault in ("flush", "map", "all"):
+        assert status["syncing"] == 2 and status["status"] == "degraded"
+    back(pair, disk)
+    check(pair, NEW, 6)
+    pair.wait_in_sync(pair.a)
+    eventually(lambda: not pair.a.dump()["syncing"], "it is not out of date any more")
+    assert pair.differing() is None
+    with RawClient(pair.a.socket()) as raw:
+        write(raw, NEWER, 2)
+    assert pair.data(pair.b)[:4096] == NEWER
+
+
+def test_pass_mends_what_could_not_be_written(make_pair: MakePair) -> None:
+    """Bad sectors that a later write finds good: the secondary's data is copied there, and the disk is as before."""
+    pair, disk, start = prepare(make_pair, "pass")
+    disk.fail("write", errno.EIO, count=2, within=(start, END))
+    with RawClient(pair.a.socket()) as raw:
+        write(raw, NEW, 3)
+    pair.wait_in_sync(pair.a)
+    eventually(lambda: not pair.a.dump()["syncing"], "it is not out of date any more")
+    assert pair.a.status()["syncing"] == 0
+    assert pair.differing() is None
+
+
+@pytest.fixture
+def relayed(make_pair: MakePair) -> Iterator[Callable[..., tuple[Pair, Relay]]]:
+    relays: list[Relay] = []
+
+    def make(*arguments: object, **keywords: object) -> tuple[Pair, Relay]:
+        relay = Relay(loopback(random.randrange(1 << 20)))
+        relays.append(relay)
+        pair = make_pair(*arguments, remotes={"hasta": relay.url}, **keywords)
+        relay.target(pair.b.address, pair.a.address)
+        return pair, relay
+
+    yield make
+    for relay in relays:
+        relay.close()
+
+
+def test_disk_that_took_nothing_and_comes_back_is_known_to_be_old(
+    relayed: Callable[..., tuple[Pair, Relay]],
+) -> None:
+    """It could not even be told that it is out of date. The connection is lost and made again meanwhile: the secondary
+    has to keep the map which says that this node lacks everything, for this node cannot keep it."""
+    relays: list[Relay] = []
+
+    def make(*arguments: object, **keywords: object) -> Pair:
+        pair, relay = relayed(*arguments, **keywords)
+        relays.append(relay)
+        return pair
+
+    pair, disk, _ = prepare(make, "detach")
+    disk.fail("all", errno.EIO)
+    with RawClient(pair.a.socket()) as raw:
+        write(raw, NEW, 1)
+        relays[0].cut()
+        write(raw, NEW, 8)
+        for extent in range(20, 24):
+            assert raw.write(extent * EXTENT, NEW) == 0
+    back(pair, disk)
+    assert not pair.a.dump()["syncing"] or "connected" in pair.a.said()
+    check(pair, NEW, 8)
+    pair.wait_in_sync(pair.a)
+    assert pair.differing() is None
+
+
+def test_without_the_secondary_the_error_is_the_clients(make_pair: MakePair) -> None:
+    pair, disk, start = prepare(make_pair, "detach")
+    pair.b.stop()
+    with RawClient(pair.a.socket()) as raw:
+        assert raw.write(0, NEW) == 0
+        disk.fail("write", errno.EIO, count=1, within=(start, END))
+        assert raw.write(EXTENT, NEW) == EIO
+        assert raw.read(EXTENT, 4096) == OLD
+        assert raw.write(EXTENT, NEW) == 0
+    pair.b.start()
+    pair.b.set_role("secondary")
+    pair.wait_in_sync(pair.a)
+    check(pair, NEW, 2)
+    assert pair.differing() is None
+
+
+@pytest.mark.parametrize("who", ["disk stage", "worker"])
+def test_who_comes_after_knows_of_a_flush_that_failed(make_pair: MakePair, who: str) -> None:
+    """The kernel tells of lost pages once: a flush that succeeds afterwards says nothing about them."""
+    pair, disk, _ = prepare(make_pair, "pass")
+    pair.b.set_role("init")
+    with RawClient(pair.a.socket()) as raw:
+        assert raw.write(0, NEW) == 0
+        disk.fail("flush", errno.EIO, count=1)
+        assert raw.do(FLUSH).error == EIO
+    kill_and_wait(pair, who)
+    with RawClient(pair.a.socket()) as raw:
+        assert raw.read(0, 4096) == NEW
+        assert raw.do(FLUSH).error == EIO
+    back(pair, disk)
+    with RawClient(pair.a.socket()) as raw:
+        assert raw.do(FLUSH).error == 0
+    kill_and_wait(pair, "worker")
+    with RawClient(pair.a.socket()) as raw:
+        assert raw.do(FLUSH).error == 0, "who took the role anew has settled it"
+
+
+def test_who_comes_after_copies_what_a_failed_flush_has_lost(make_pair: MakePair) -> None:
+    """The secondary has it, and it is known that the component is out of date: the next worker makes it whole."""
+    pair, disk, _ = prepare(make_pair, "pass")
+    disk.fail("flush", errno.EIO, count=1)
+    with RawClient(pair.a.socket()) as raw:
+        write(raw, NEW, 2)
+    assert pair.a.dump()["syncing"]
+    kill_and_wait(pair, "worker")
+    pair.wait_in_sync(pair.a)
+    assert not pair.a.dump()["syncing"] and pair.differing() is None
+    check(pair, NEW, 2)
+
+
+def test_component_fails_before_it_is_stored_that_both_are_in_sync(make_pair: MakePair) -> None:
+    """What is stored then must not say that this node's data is the newer: only the secondary has what follows."""
+    pair = make_pair({"disk": 64 * MIB}, conf="timeout 5\non-io-error detach\nsyncrate 16777216")
+    pair.create()
+    disk = FaultDisk.under(pair.a)
+    pair.start()
+    pair.a.set_role("primary")
+    with RawClient(pair.a.socket()) as raw:
+        assert raw.write(0, OLD) == 0
+        pair.b.set_role("secondary")
+        eventually(lambda: "extents to synchronise" in pair.a.said(), "they are connected")
+        disk.fail("write", errno.EIO, within=(0, 4096))
+        eventually(lambda: "cannot be written" in pair.a.said(), "it cannot be stored that both are in sync")
+        assert pair.a.dump()["localcnt"] > pair.b.dump()["remotecnt"]
+        disk.heal()
+        disk.fail("flush", errno.EIO, count=1)
+        assert raw.do(FLUSH).error == 0
+        write(raw, NEW, 2)
+    dump = pair.a.dump()
+    assert dump["syncing"] and dump["localcnt"] <= pair.b.dump()["remotecnt"]
+    pair.a.set_role("init")
+    pair.b.set_role("primary")
+    pair.a.set_role("secondary")
+    pair.wait_in_sync(pair.b)
+    with RawClient(pair.b.socket()) as raw:
+        assert raw.read(0, 4096) == NEW
+    assert pair.differing() is None
+
+
+def kill_and_wait(pair: Pair, who: str) -> None:
+    """Until it is served again."""
+    stage, worker = stage_pid(pair.a, "disk"), pair.a.status()["workerpid"]
+    served = pair.a.said().count(" serves ")
+    os.kill(stage if who == "disk stage" else worker, signal.SIGKILL)
+    if who == "worker":
+        eventually(lambda: pair.a.said().count(" serves ") > served, "a new worker serves")
+    eventually(lambda: stage_pid(pair.a, "disk") not in (0, stage), "a new disk stage")
+
+
+def test_out_of_date_and_alone_waits_for_the_secondary_and_then_says_so(
+    relayed: Callable[..., tuple[Pair, Relay]],
+) -> None:
+    """After its disk has failed, a primary does nothing without the secondary: it waits for it, and when that takes
+    too long the client gets an error. It has never written alone, so there is no split-brain."""
+    relays: list[Relay] = []
+
+    def make(*arguments: object, **keywords: object) -> Pair:
+        pair, relay = relayed(*arguments, **keywords)
+        relays.append(relay)
+        return pair
+
+    pair, disk, start = prepare(make, "pass")
+    disk.fail("write", errno.EIO, within=(start, END))
+    with RawClient(pair.a.socket()) as raw:
+        write(raw, NEW, 2)
+        relays[0].cut()
+        write(raw, NEWER, 2)  # waits until it is connected again
+        pair.b.kill()
+        cookie = raw.start(WRITE, 0, 4096, 0, NEW)
+        assert raw.wait()[cookie].error == EIO
+        pair.b.start()
+        pair.b.set_role("secondary")
+        eventually(lambda: raw.write(0, NEW) == 0, "the secondary is back")
+        assert raw.read(0, 4096) == NEW
+        assert raw.read(EXTENT, 4096) == NEWER
+    disk.heal()
+    pair.wait_in_sync(pair.a)
+    assert pair.differing() is None
+    assert not any("split-brain" in event for event in pair.events(pair.a))
+
+
+def test_a_disk_that_was_ill_for_a_moment_is_told_that_it_is_out_of_date(make_pair: MakePair) -> None:
+    """It took nothing when that was to be stored; as soon as it takes writes again, it says so itself, and whoever
+    boots from it knows."""
+    pair, disk, _ = prepare(make_pair, "detach")
+    disk.fail("all", errno.EIO)
+    with RawClient(pair.a.socket()) as raw:
+        write(raw, NEW, 2)
+        assert "cannot be written: everything is done by the secondary" in pair.a.said()
+        disk.heal()
+        assert not pair.a.dump()["syncing"] or "takes writes again" in pair.a.said()
+        eventually(lambda: pair.a.dump()["syncing"], "the component says that it is out of date")
+        write(raw, NEWER, 3)
+    assert pair.a.dump()["dirtyextents"] == 32
+    back(pair, disk)
+    check(pair, NEWER, 3)
+    pair.wait_in_sync(pair.a)
+    assert pair.differing() is None

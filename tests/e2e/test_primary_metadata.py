@@ -1,0 +1,122 @@
+"""A primary that is alone, and whose disk does not take its metadata or is slow: who writes waits, and is told."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+import pytest
+
+from tests.e2e.node import MIB, eventually
+from tests.e2e.pair import Pair
+from tests.faultdisk import FaultDisk
+from tests.nbdclient import EIO, FLUSH, WRITE, RawClient
+
+OLD, NEW = b"old " * 1024, b"new " * 1024
+METADATA = (0, 4096)  # bytes of the component
+TIMEOUT = 5  # seconds
+
+MakePair = Callable[..., Pair]
+
+
+@pytest.fixture
+def prepared(make_pair: MakePair) -> tuple[Pair, FaultDisk]:
+    """Connected and in sync, with old data at the beginning."""
+    pair = make_pair({"disk": 16 * MIB}, conf=f"timeout {TIMEOUT}")
+    pair.create()
+    disk = FaultDisk.under(pair.a)
+    pair.start()
+    pair.roles(pair.a)
+    with RawClient(pair.a.socket()) as raw:
+        assert raw.write(0, OLD) == 0
+    pair.wait_in_sync(pair.a)
+    return pair, disk
+
+
+def start_alone(pair: Pair, disk: FaultDisk, raw: RawClient) -> None:
+    """The secondary is gone, and a write waits because it cannot be stored that this node writes alone."""
+    disk.fail("write", errno.EIO, within=METADATA)
+    pair.b.stop()
+    raw.start(WRITE, 0, len(NEW), payload=NEW)
+    eventually(lambda: "writes wait for it" in pair.a.said(), "the metadata cannot be written")
+
+
+def told(raw: RawClient) -> list[int]:
+    return [answer.error for answer in raw.wait(1).values()]
+
+
+def test_write_waits_until_the_metadata_can_be_stored(prepared: tuple[Pair, FaultDisk]) -> None:
+    pair, disk = prepared
+    with RawClient(pair.a.socket()) as raw:
+        start_alone(pair, disk, raw)
+        assert pair.a.dump()["localcnt"] == pair.b.dump()["remotecnt"]
+        disk.heal()
+        assert told(raw) == [0]
+    assert pair.a.dump()["localcnt"] > pair.b.dump()["remotecnt"]
+    pair.b.start()
+    pair.b.set_role("secondary")
+    pair.wait_in_sync(pair.a)
+    assert pair.differing() is None and pair.data(pair.b)[: len(NEW)] == NEW
+
+
+def test_write_is_told_when_the_metadata_cannot_be_stored(prepared: tuple[Pair, FaultDisk]) -> None:
+    """After `timeout`. Nothing was acknowledged alone, so the secondary may take over; the primary goes on later."""
+    pair, disk = prepared
+    with RawClient(pair.a.socket()) as raw:
+        start_alone(pair, disk, raw)
+        assert told(raw) == [EIO]
+        assert pair.a.dump()["localcnt"] == pair.b.dump()["remotecnt"]
+        assert raw.read(MIB, 4096) == bytes(4096)
+        disk.heal()
+        assert raw.write(0, NEW) == 0
+    pair.b.start()
+    pair.b.set_role("secondary")
+    pair.wait_in_sync(pair.a)
+    assert pair.differing() is None
+
+
+def test_secondary_comes_back_before_the_metadata_can_be_stored(prepared: tuple[Pair, FaultDisk]) -> None:
+    """No connection before that; the role stays, and all is well as soon as the disk is."""
+    pair, disk = prepared
+    with RawClient(pair.a.socket()) as raw:
+        start_alone(pair, disk, raw)
+        pair.b.start()
+        pair.b.set_role("secondary")
+        eventually(lambda: pair.a.said().count("cannot be written") > 1, "it has tried to connect")
+        disk.heal()
+        assert told(raw)[0] in (0, EIO)  # which one is a matter of time
+        assert raw.write(0, NEW) == 0
+    pair.wait_in_sync(pair.a)
+    assert "cannot go on" not in pair.a.said()
+    assert pair.differing() is None and pair.data(pair.b)[: len(NEW)] == NEW
+
+
+def test_slow_disk_of_the_primary(prepared: tuple[Pair, FaultDisk]) -> None:
+    """Slower than `timeout`: the local component has no deadline, the connection is kept, and nothing fails."""
+    pair, disk = prepared
+    with RawClient(pair.a.socket()) as raw:
+        disk.delay("write", 1500 * TIMEOUT)
+        assert raw.write(0, NEW) == 0
+        disk.delay("write", 0)
+        disk.delay("flush", 1500 * TIMEOUT)
+        assert raw.do(FLUSH).error == 0
+        disk.heal()
+        assert raw.read(0, len(NEW)) == NEW
+    assert "lost" not in pair.a.said() and pair.a.status()["syncing"] == 0
+    pair.wait_in_sync(pair.a)
+    assert pair.differing() is None
+
+
+def test_secondary_is_lost_while_the_disk_of_the_primary_is_slow(prepared: tuple[Pair, FaultDisk]) -> None:
+    pair, disk = prepared
+    with RawClient(pair.a.socket()) as raw:
+        disk.delay("all", 300)
+        for extent in range(4):
+            raw.start(WRITE, extent * 2 * MIB, len(NEW), payload=NEW)
+        pair.b.kill()
+        assert [answer.error for answer in raw.wait(4).values()] == [0] * 4
+        disk.heal()
+    pair.b.start()
+    pair.b.set_role("secondary")
+    pair.wait_in_sync(pair.a)
+    assert pair.differing() is None

@@ -1,0 +1,158 @@
+"""The secondary's disk fails: clients do not notice, it is not believed, and is brought up to date when it is well."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.e2e.node import MIB, eventually
+from tests.e2e.pair import Pair
+from tests.faultdisk import FaultDisk
+from tests.nbdclient import FLUSH, TRIM, RawClient
+
+EXTENT = 2 * MIB
+EXTENTS = 8
+BLOCK = 4096
+
+MakePair = Callable[..., Pair]
+
+
+def prepare(make_pair: MakePair, mode: str = "fullsync") -> tuple[Pair, FaultDisk, int]:
+    """Connected and in sync; the secondary's disk, and where its data begins."""
+    pair = make_pair({"disk": 16 * MIB}, conf=f"timeout 4\nreplication {mode}")
+    pair.create()
+    disk = FaultDisk.under(pair.b)
+    pair.start()
+    pair.roles(pair.a)
+    with RawClient(pair.a.socket()) as client:
+        work(client, b"old")
+    pair.wait_in_sync(pair.a)
+    return pair, disk, int(pair.b.dump()["localoff"])
+
+
+def work(client: RawClient, text: bytes) -> None:
+    """Writes, a delete and flushes, none of which may fail."""
+    for extent in range(EXTENTS):
+        assert client.write(extent * EXTENT, text.ljust(BLOCK, b".")) == 0
+    assert client.do(TRIM, EXTENT, BLOCK).error == 0
+    assert client.do(FLUSH).error == 0
+
+
+def held(client: RawClient, text: bytes) -> None:
+    """What work() has written is read."""
+    for extent in range(EXTENTS):
+        expected = bytes(BLOCK) if extent == 1 else text.ljust(BLOCK, b".")
+        assert client.read(extent * EXTENT, BLOCK) == expected, extent
+
+
+def dropped(pair: Pair) -> bool:
+    """Whether the primary has lost its secondary since they were in sync."""
+    return f"connection to tcp4://{pair.b.address} lost" in pair.a.said()
+
+
+def mended(pair: Pair, text: bytes) -> None:
+    """All is well again: both are in sync, have the same, and the secondary may take over with it."""
+    pair.wait_in_sync(pair.a)
+    assert pair.differing() is None
+    eventually(lambda: not pair.b.dump()["syncing"], "the secondary is told that it is complete")
+    new = pair.swap(pair.a)
+    with RawClient(new.socket()) as client:
+        held(client, text)
+
+
+FAULTS: dict[str, Callable[[FaultDisk, int], None]] = {
+    "one write": lambda disk, start: disk.fail("write", errno.EIO, count=1, within=(start, 1 << 40)),
+    "half a write": lambda disk, start: disk.fail("write", errno.EIO, count=1, within=(start, 1 << 40), half=True),
+    "all writes": lambda disk, start: disk.fail("write", errno.EIO),
+    "one flush": lambda disk, start: disk.fail("flush", errno.EIO, count=1),
+    "full": lambda disk, start: disk.full(),
+    "read-only": lambda disk, start: disk.readonly(),
+}
+
+
+CASES = [(fault, "fullsync") for fault in FAULTS if not fault.startswith("one")]
+CASES += [(fault, mode) for fault in ("one write", "one flush") for mode in ("memsync", "async")]
+
+
+@pytest.mark.parametrize(("fault", "mode"), CASES)
+def test_is_dropped_and_brought_up_to_date(make_pair: MakePair, fault: str, mode: str) -> None:
+    """Whatever it could not do is marked on the primary's disk until it has been copied."""
+    pair, disk, start = prepare(make_pair, mode)
+    FAULTS[fault](disk, start)
+    with RawClient(pair.a.socket()) as client:
+        work(client, b"new")
+        eventually(lambda: dropped(pair), "the secondary is dropped")
+        assert pair.a.dump()["dirty"] > 0
+        work(client, b"newer")
+        held(client, b"newer")
+    assert pair.a.status()["stat_write_error"] == 0
+    disk.heal()
+    mended(pair, b"newer")
+
+
+def test_flush_that_has_failed_is_not_made_good_by_the_next(make_pair: MakePair) -> None:
+    """What was in the cache then may be lost: all of it is copied, though nothing was written since."""
+    pair, disk, start = prepare(make_pair)
+    with RawClient(pair.a.socket()) as client:
+        for extent in range(EXTENTS):
+            assert client.write(extent * EXTENT + BLOCK, b"cached".ljust(BLOCK, b".")) == 0
+        disk.fail("flush", errno.EIO, count=1)
+        assert client.do(FLUSH).error == 0
+        eventually(lambda: dropped(pair), "the secondary is dropped")
+        # The disk has lost it.
+        with disk.backing.open("r+b") as file:
+            for extent in range(EXTENTS):
+                file.seek(start + extent * EXTENT + BLOCK)
+                file.write(bytes(BLOCK))
+    pair.wait_in_sync(pair.a)
+    eventually(lambda: pair.differing() is None, "what it has lost is copied")
+
+
+@contextmanager
+def hanging(disk: FaultDisk, kinds: str) -> Iterator[None]:
+    disk.hang(kinds)
+    try:
+        yield
+    finally:
+        disk.release()
+
+
+def test_hangs_for_longer_than_timeout(make_pair: MakePair) -> None:
+    """Invariant 8: the primary goes on alone."""
+    pair, disk, _ = prepare(make_pair)
+    with RawClient(pair.a.socket()) as client:
+        with hanging(disk, "all"):
+            work(client, b"new")
+            eventually(lambda: dropped(pair), "the secondary is dropped")
+            work(client, b"newer")
+            held(client, b"newer")
+        mended(pair, b"newer")
+
+
+@pytest.mark.parametrize("mode", ["fullsync", "async"])
+def test_slow_is_not_lost(make_pair: MakePair, mode: str) -> None:
+    pair, disk, _ = prepare(make_pair, mode)
+    disk.delay("all", 40)
+    with RawClient(pair.a.socket()) as client:
+        for text in (b"one", b"two", b"three"):
+            work(client, text)
+    assert not dropped(pair)
+    disk.heal()
+    mended(pair, b"three")
+
+
+def test_dies_and_is_replaced_by_itself(make_pair: MakePair) -> None:
+    """A disk that is pulled, and put back: whoever had it open has to open it anew."""
+    pair, disk, _ = prepare(make_pair)
+    with RawClient(pair.a.socket()) as client:
+        disk.die()
+        work(client, b"new")
+        eventually(lambda: dropped(pair), "the secondary is dropped")
+        pair.b.set_role("init")
+        disk.start()
+        work(client, b"newer")
+        pair.b.set_role("secondary")
+    mended(pair, b"newer")

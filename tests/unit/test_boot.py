@@ -1,0 +1,39 @@
+"""Whether the machine has started anew since a resource was last whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hast import boot
+
+
+def test_told_by_the_kernels_own_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert boot.anew(tmp_path, "data")
+    boot.remember(tmp_path, "data")
+    assert not boot.anew(tmp_path, "data")
+    assert boot.anew(tmp_path, "other")
+    (tmp_path / "boot_id").write_text("another start")
+    monkeypatch.setattr(boot, "BOOT_ID", tmp_path / "boot_id")
+    assert boot.anew(tmp_path, "data")
+
+
+def test_a_flush_has_failed(tmp_path: Path) -> None:
+    boot.remember(tmp_path, "data")
+    assert not boot.lost(tmp_path, "data")
+    boot.spoil(boot.note(tmp_path, "data"))
+    assert boot.anew(tmp_path, "data") and boot.lost(tmp_path, "data")
+    assert not boot.lost(tmp_path, "other")
+    boot.remember(tmp_path, "data")
+    assert not boot.lost(tmp_path, "data")
+
+
+def test_in_doubt_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel without that number, a run directory that cannot be written."""
+    boot.remember(tmp_path / "nowhere", "data")
+    assert boot.anew(tmp_path / "nowhere", "data")
+    boot.remember(tmp_path, "data")
+    monkeypatch.setattr(boot, "BOOT_ID", tmp_path / "nowhere")
+    assert boot.anew(tmp_path, "data")
+    boot.remember(tmp_path, "data")
