@@ -1,0 +1,1 @@
+"""Hunters of histories that lose data."""

@@ -1,0 +1,347 @@
+"""A simulated primary: the worker of hast/primary.py, hast/link.py and hast/outage.py, step by step, above its ggate.
+
+Each method is one step that in production happens without a pause; a crash, a message or another node's step may come
+between any two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from hast import peering, promotion
+from hast.handshake import Agreement
+from hast.metadata import Pair
+from hast.notice import AHEAD
+from hast.peering import Peering
+from tests.chaos.sim.arena import Arena
+from tests.chaos.sim.ggate import ANSWERED, ASKED, DOWN, ENDING, PARTING, STARTING, UP, Ggate, Op
+from tests.chaos.sim.parts import Conn, StoreFailed, WorkerFailed
+from tests.sim.harness import CONNECTED, LOCAL_FAILED, MAP_FAILED, NEED_DEGRADED, REMOTE_FAILED, SYNC_DONE
+
+if TYPE_CHECKING:
+    from tests.chaos.sim.secondary import Secondary
+    from tests.chaos.sim.world import World
+
+
+class Primary(Ggate):
+    """stage: of the connection. serving: clients may send requests."""
+
+    def __init__(self, world: World, node: int, arena: Arena) -> None:
+        super().__init__(world, node, arena)
+        self.peering = Peering()
+        self.lost = False
+        self.first = True  # the first attempt to connect is not over
+        self.serving = self.stopping = False
+        self.keepmap = False
+        self.shaking: Any = None  # the metadata that the handshake is about
+        self.agreement: Agreement | None = None
+        self.agreed: Any = None  # the metadata that followed from it
+        self.coming: Conn | None = None  # of the handshake
+        self.session: Conn | None = None  # for notices
+        self.refusal = ""  # the outcome for which the secondary has refused last
+        self.teller = False  # the secondary is to be told that the synchronisation is complete
+        self.asking = False  # or that it is ahead
+        self.unstored = self.again = False  # "in sync" is to be stored; and was, when the component failed
+        self.retry: int | None = None  # number of the question whose answer could not be stored
+        self.patient = False  # hast.primary.Primary.patience
+        self.app: list[Op] = []  # requests to be issued again
+
+    # ---- start and end ----
+
+    def start(self) -> None:
+        """Up to the stages; raises WorkerFailed, Died, UnavailableError."""
+        meta, virgin = promotion.as_primary(self.meta, self.world.new_resuid())
+        self.store(meta)
+        self.peering = Peering(virgin=virgin)
+        self.start_stages()
+        self.lonely()
+
+    def restart_stages(self) -> None:
+        """A stage has died; the device stays, its requests are issued again, in any order."""
+        fate = self.world.fate
+        self.down()
+        again = list(self.ops.values())
+        self.abandon()
+        self.start_stages()
+        self.lonely()
+        self.keep_for_later(again)
+        self.stage, self.first, self.serving = DOWN, False, True
+        for _ in range(len(again)):
+            self.app.append(self.app.pop(fate.draw(len(self.app))))
+
+    def keep_for_later(self, ops: list[Op]) -> None:
+        for op in ops:
+            again = Op(op.cmd, op.first, op.count)
+            self.app.append(again)
+
+    # ---- worker: messages of the stages ----
+
+    def work(self) -> None:
+        """hast.primary.Primary._stage_message()."""
+        word, bits, to_sync, detach, number = self.mail.popleft()
+        if word == "lost":
+            self.lose()
+            return
+        if word == "unjoined":
+            self.unused()
+            self.lose()
+            return
+        if word == "parted":
+            self.down()
+            return
+        if bits & SYNC_DONE:
+            self.retry = None
+        self.link_events(bits, to_sync)
+        if bits & SYNC_DONE:
+            self.remember()
+        if bits & LOCAL_FAILED:
+            self.local_failed(bool(detach))
+        if bits & NEED_DEGRADED:
+            self.go_degraded(number)
+
+    def go_degraded(self, number: int) -> None:
+        """hast.primary.Primary._go_degraded()."""
+        again, self.retry, self.unstored = self.retry is not None, None, False
+        alone = peering.wrote_alone(self.peering, self.meta)
+        if self.session is not None and alone != self.meta:
+            self.retry = number
+            if again:
+                self.lose()
+            return
+        try:
+            self.store(alone)
+        except StoreFailed:
+            if self.world.fate.draw(4) == 3:
+                self.orders.append(("refuse_grant", None))
+            else:
+                self.retry = number
+            return
+        self.remember()
+        self.orders.append(("grant", number))
+
+    def remember(self) -> None:
+        """hast.primary.Primary._remember()."""
+        self.world.doubt[self.node] = self.ill
+
+    def unused(self) -> None:
+        """What the handshake said of the own data has had no consequence."""
+        self.store(peering.unused(self.meta, self.shaking.syncing))
+
+    def try_again(self) -> None:
+        """What could not be stored."""
+        if self.unstored:
+            self.in_sync()
+        elif self.retry is not None:
+            self.go_degraded(self.retry)
+
+    def link_events(self, bits: int, to_sync: int) -> None:
+        """hast.link.Link.sequencer()."""
+        if bits & CONNECTED and self.stage in (UP, ENDING, PARTING):
+            self.peering, _ = peering.joined(self.peering, to_sync)
+        if bits & SYNC_DONE:
+            self.in_sync()
+        if bits & (REMOTE_FAILED | MAP_FAILED):
+            self.lose()
+
+    def in_sync(self) -> None:
+        """hast.link.Link._in_sync()."""
+        self.unstored = False
+        state, meta, _ = peering.in_sync(self.peering, self.meta)
+        before = self.meta
+        try:
+            self.store(meta)
+        except StoreFailed:
+            self.unstored = True
+            return
+        self.peering = state
+        if before.syncing and not meta.syncing:
+            self.orders.append(("current", None))
+        if self.session is not None and state.connected:
+            self.teller = True
+
+    def lose(self) -> None:
+        if self.stage not in (STARTING, UP) or self.lost:
+            return
+        self.lost = True
+
+    # ---- worker: a local component that fails, hast.outage.Outage ----
+
+    @property
+    def linked(self) -> bool:
+        return self.stage in (UP, ENDING, PARTING) and not self.lost and self.peering.connected
+
+    def local_failed(self, detach: bool) -> None:
+        """Outage.failed()."""
+        if not self.linked:
+            self.orders.append(("refused", None))
+            return
+        self.again, self.unstored = self.unstored, False
+        world, disk = self.world, self.disk
+        meta = peering.in_sync(self.peering, self.meta)[1] if self.again else self.meta
+        try:
+            if detach:
+                full = world.mask(0, world.sectors)
+                if world.fails_map[self.node] and world.fate.chance(6):
+                    disk.map_failed(full, world.fate)
+                    raise WorkerFailed
+                disk.put_map(full)
+            self.store(replace(meta, syncing=True))
+        except WorkerFailed:
+            self.asking = True
+            return
+        if self.again:
+            self.peering = peering.in_sync(self.peering, self.meta)[0]
+            self.teller = True
+        self.peering, _ = peering.outdated(self.peering)
+        self.turned(detach)
+
+    def turned(self, detach: bool) -> None:
+        self.world.counts["detached" if detach else "outdated"] += 1
+        self.detached = self.detached or detach
+        self.orders.append(("detach" if detach else "outdated", None))
+
+    def ask(self, secondary: Secondary | None) -> None:
+        """Outage._ask(): the other node is to store that it is ahead. It may do so and not be heard."""
+        self.asking = False
+        fate = self.world.fate
+        refused = self.session is None or not peering.may_say_ahead(self.peering, self.meta)
+        if not refused:
+            pair = None
+            heard = secondary is not None and not self.world.partition
+            if heard and secondary is not None:
+                self.world.guarded(secondary, lambda: secondary.heed(AHEAD, self.session) and None)
+                pair = Pair(*secondary.ahead) if secondary.ahead else None
+                secondary.ahead = None
+            if pair is None or fate.chance(4):
+                self.lose()
+                refused = True
+            else:
+                self.peering = peering.said_ahead(self.peering, pair)
+        if refused:
+            self.orders.append(("refused", None))
+            self.unstored = self.again and self.linked
+            return
+        self.meta = replace(self.meta, syncing=True)
+        self.unrecorded = True
+        self.peering, _ = peering.outdated(self.peering)
+        self.turned(True)
+        self.lonely()
+
+    def lonely(self) -> None:
+        self.patient = self.meta.syncing
+
+    def give_up(self) -> None:
+        self.patient = False
+        self.orders.append(("give_up", None))
+
+    # ---- worker: the connection ----
+
+    def knock(self, secondary: Secondary) -> None:
+        """Step 1: the other node answers, and lets its old connection go."""
+        self.shaking, self.keepmap = self.meta, self.unrecorded
+        secondary.lose()
+        self.stage = ASKED
+
+    def attempt_failed(self) -> None:
+        self.stage = DOWN
+        self.coming = None
+        if self.first:
+            self.first = False
+            self.serving = True
+
+    def second(self, secondary: Secondary) -> None:
+        """Step 2, on the secondary."""
+        try:
+            made = secondary.answer(self)
+        except WorkerFailed:
+            secondary.drop()
+            self.attempt_failed()
+            return
+        if made.agreement is None:
+            self.refusal = made.outcome
+            self.attempt_failed()
+            return
+        self.refusal = ""
+        self.coming = conn = Conn()
+        conn.target, conn.outcome = made.target, made.outcome
+        self.agreement = made.agreement
+        secondary.serve(conn, self.keepmap)
+        self.stage = ANSWERED
+
+    def establish(self) -> None:
+        """hast.link.Link._checked() and _establish(), up to the start of send and recv."""
+        if self.meta != self.shaking:
+            self.coming.there = self.coming.here = False
+            self.attempt_failed()
+            return
+        assert self.agreement is not None and self.coming is not None
+        try:
+            agreed, meta = peering.agreed(self.peering, self.agreement)
+        except peering.OutdatedError:
+            self.coming.there = self.coming.here = False
+            self.refusal = "OUTDATED"
+            self.attempt_failed()
+            return
+        if self.coming.there:
+            self.oracle.meets(self.node, self.coming.outcome, meta.syncing)
+        self.peering = agreed
+        try:
+            self.store(meta)
+        except StoreFailed:
+            self.coming.there = self.coming.here = False
+            self.attempt_failed()
+            return
+        self.agreed = meta
+        self.lost = False
+        self.conn, self.coming = self.coming, None
+        self.stage = STARTING
+        left, self.ring = self.ring, []
+        for slot in left:
+            self.send(slot)
+
+    def up(self) -> None:
+        """Send and recv run. hast.link.Link._agreed_still(), and the rest of _establish()."""
+        if self.meta != self.agreed:
+            assert self.conn is not None
+            self.conn.here = False
+            self.conn = None
+            self.peering, _ = peering.lost(self.peering, 0.0)
+            self.attempt_failed()
+            self.unused()
+            return
+        self.stage = UP
+        self.session = self.conn
+        self.orders.append(("connect", (self.agreement, self.meta.syncing)))
+        if self.first:
+            self.first = False
+            self.serving = True
+
+    def take_down(self) -> None:
+        """hast.link.Link._take_down(): kill send and recv; then the order, and what follows."""
+        if self.stage == UP:
+            assert self.conn is not None
+            self.conn.here = False
+            self.conn = None
+            self.stage = ENDING
+            return
+        self.orders.append(("disconnect", None))
+        self.stage = PARTING
+
+    def down(self) -> None:
+        self.stage = DOWN
+        self.lost = self.teller = self.unstored = False
+        self.session = None
+        self.peering, _ = peering.lost(self.peering, 0.0)
+        self.lonely()
+
+    def die(self) -> None:
+        """All its processes are gone."""
+        self.abandon()
+        if self.gone:
+            self.oracle.lost(self.node, self.gone)  # a worker that knew it and has told nobody
+            self.world.soften()
+        if self.unrecorded:
+            self.oracle.accept(self.node)  # only the other node knows that this one is out of date
+        if self.coming is not None:
+            self.coming.here = False
