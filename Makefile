@@ -1,16 +1,18 @@
 # make build    everything that bin/hastd and bin/hastctl need to run from this checkout
-# make test     the tests (PYTEST_ARGS adds arguments, JOBS the number of processes)
+# make test     the tests (PYTEST_ARGS adds arguments, JOBS is the number of processes: most of them wait most of the time)
 # make check    ruff, mypy --strict, and a compile with warnings as errors
 # make demo     two nodes: the primary is killed in the middle of writing, the other one takes over
-# make perf     speed of one node and of two beside other NBD servers, a quarter of an hour (PERF_ARGS adds arguments
-#               for both, such as --rounds 1 --seconds 1; PERF_JSON names a directory for the figures)
+# make perf     hast beside other servers and mirrors: an hour and a half. PERF_ARGS chooses (make perf PERF_ARGS=--help),
+#               such as "memory --systems 'hast mem*,nbdkit' --jobs '*depth 1' --repeats 1"; results: .build/perf
+# make perf-micro   micro-benchmarks beside the result that perf/micro.json keeps: a quarter of a minute
+#               (PERF_ARGS=--record keeps the new one)
+# make perf-trace   where a write spends its time, on both nodes: half a minute; .build/perf/trace*
 # make clean    remove what was built; make distclean: the Python environment as well
 
 PYTHON ?= python3
-JOBS ?= 2
+JOBS ?= $(shell expr 2 '*' $$(nproc))
 PYTEST_ARGS ?=
 PERF_ARGS ?=
-PERF_JSON ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 # Two makes at once must not write the same files.
@@ -25,7 +27,7 @@ print("\n".join(sorted({*wanted, *project["build-system"]["requires"]})))
 endef
 export DEPENDENCIES
 
-.PHONY: build test check demo perf clean distclean ext
+.PHONY: build test check demo perf perf-micro perf-trace clean distclean ext
 
 build: $(VENV)/.complete ext
 
@@ -46,7 +48,7 @@ ext: $(VENV)/.complete
 
 test: build
 	@tools/requirements.sh test
-	$(PY) -m pytest -n $(JOBS) $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 check: build
 	$(PY) -m ruff check .
@@ -61,8 +63,13 @@ demo: build
 
 perf: build
 	@tools/requirements.sh test perf
-	$(PY) perf/one_node.py $(PERF_ARGS) $(if $(PERF_JSON),--json $(PERF_JSON)/one_node.json)
-	$(PY) perf/two_nodes.py $(PERF_ARGS) $(if $(PERF_JSON),--json $(PERF_JSON)/two_nodes.json)
+	$(PY) -m perf $(PERF_ARGS)
+
+perf-micro: build
+	$(PY) -m perf.micro $(PERF_ARGS)
+
+perf-trace: build
+	$(PY) -m perf.trace $(PERF_ARGS)
 
 clean:
 	rm -rf .build build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,6 +15,9 @@ is_there() {
         "$PYTHON" -c 'import os, sys, sysconfig
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' 2>/dev/null ;;
     python:*) "$PYTHON" -c "import ${1#python:}" 2>/dev/null ;;
+    libfuzzer)
+        echo 'int LLVMFuzzerTestOneInput(const char *at, unsigned long n) { return at == 0 && n > 0; }' |
+            clang -fsanitize=fuzzer,address,undefined -x c - -o /dev/null 2>/dev/null ;;
     /*) [ -e "$1" ] ;;
     *) command -v "$1" >/dev/null 2>&1 ;;
     esac
