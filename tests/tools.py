@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,22 @@ def need_root() -> None:
     """Skip the test unless it runs as root."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
+
+
+LOOP_SECONDS = 30.0
+
+
+def loop_device(path: Path | str, *options: str) -> str:
+    """A loop device over a file; who asks for it takes it away. Skips the test where there are none at all.
+
+    Another test may be quicker with the one that was free a moment ago: that is tried again."""
+    if not Path("/dev/loop-control").exists():
+        pytest.skip("no loop devices here")
+    deadline = time.monotonic() + LOOP_SECONDS
+    while True:
+        done = subprocess.run(["losetup", "-f", "--show", *options, str(path)], capture_output=True, text=True)
+        if done.returncode == 0:
+            return done.stdout.strip()
+        if not any(text in done.stderr for text in ("busy", "unavailable")) or time.monotonic() > deadline:
+            pytest.skip(f"no loop device here: {done.stderr.strip()}")
+        time.sleep(0.05)

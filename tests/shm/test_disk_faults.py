@@ -19,6 +19,7 @@ from hast.errors import DiskError
 from hast.ffi import _hast
 from tests.shm import diskrig
 from tests.shm.diskrig import DATA_OFFSET, DATASIZE, DELETE, DURABLE, FLUSH, MAP, NOHOLE, READ, SLAB, WRITE, ZERO, Rig
+from tests.tools import loop_device
 
 MIB = 1 << 20
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts and loop devices")
@@ -71,13 +72,6 @@ def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
         yield path
     finally:
         subprocess.run(["umount", "-l", str(mounted)], check=True)
-
-
-def loop_device(path: Path, *options: str) -> str:
-    done = subprocess.run(["losetup", "-f", "--show", *options, str(path)], capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"no loop device here: {done.stderr.strip()}")
-    return done.stdout.strip()
 
 
 def component(path: Path) -> bytes:

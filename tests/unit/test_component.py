@@ -22,6 +22,7 @@ from hast.control import Role
 from hast.errors import DataError, DiskError, HastError, NoInputError, TemporaryError
 from hast.ffi import _hast
 from hast.metadata import BlankMetadataError, ForeignMetadataError, MediaSizeError, Pair
+from tests.tools import loop_device
 
 MIB = 1 << 20
 VECTORS = Path(__file__).resolve().parents[1] / "vectors"
@@ -62,10 +63,7 @@ def memory() -> Iterator[Path]:
 def loop(tmp_path: Path) -> Iterator[str]:
     """A loop device of 8 MiB."""
     backing = blank(tmp_path / "backing", 8 * MIB)
-    done = subprocess.run(["losetup", "-f", "--show", backing], capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"no loop device here: {done.stderr.strip()}")
-    device = done.stdout.strip()
+    device = loop_device(backing)
     yield device
     subprocess.run(["losetup", "-d", device], check=True)
 
@@ -312,10 +310,7 @@ def test_mounted_block_device(loop: str, tmp_path: Path) -> None:
 @pytest.mark.root
 def test_large_sectors(tmp_path: Path) -> None:
     backing = blank(tmp_path / "backing", 8 * MIB)
-    done = subprocess.run(["losetup", "-f", "--sector-size", "4096", "--show", backing], capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"no loop device with large sectors here: {done.stderr.strip()}")
-    device = done.stdout.strip()
+    device = loop_device(backing, "--sector-size", "4096")
     try:
         made = create("data", device)
         assert made.offset == 8192  # the map is a whole sector
