@@ -3,7 +3,8 @@
 Invariants:
 - One thing at a time: the stages of an old connection are gone, and the sequencer knows it, before the next
   attempt begins.
-- What a handshake demands to be stored is durable before the sequencer may use the connection; the peer's map is
+- What a handshake demands to be stored is durable before the sequencer may use the connection (where it demands nothing
+  new, a disk that takes no metadata is no reason to leave the secondary, see peering.only_raised()); the peer's map is
   merged and durable before the first request (the sequencer's part).
 - Counters are set to "in sync" only when the sequencer says that both nodes have the same data, durable.
 """
@@ -56,14 +57,15 @@ class TakenOverError(HastError):
 
 @dataclass
 class Owner:
-    """What the link needs of its primary: metadata() and store() for the metadata block, hook() to run one, fail()
-    when the resource can be served no longer, lonely() when the secondary is lost, keepmap() whether this node cannot
-    store the secondary's map, and the pipeline."""
+    """What the link needs of its primary: metadata() and store() for the metadata block, only_raised() what is known of
+    it after a failure (hast/peering.py), hook() to run one, fail() when the resource can be served no longer, lonely()
+    when the secondary is lost, keepmap() whether this node cannot store the secondary's map, and the pipeline."""
 
     resource: Resource
     pipeline: Pipeline
     metadata: Callable[[], Metadata]
     store: Callable[[Metadata], None]
+    only_raised: Callable[[], bool]
     hook: Callable[..., None]
     fail: Callable[[HastError], None]
     lonely: Callable[[], None]
@@ -209,7 +211,7 @@ class Link:
         try:
             self._was_syncing = before.syncing
             self.peering, metadata = peering.agreed(self.peering, agreement)
-            self.owner.store(metadata)
+            self._store(metadata)
             stored = True
             conns = {SEND: self._settings(made.out.fileno()), RECV: self._settings(made.incoming.fileno())}
             # Before they run: one of them may say at once that the connection is lost, and says it once.
@@ -234,6 +236,16 @@ class Link:
         with _memory(agreement.map or b"") as map_fd:
             message = {"cmd": "connect", "mode": MODES[mode], "from_remote": metadata.syncing}
             self.owner.pipeline.send(GGATE, message, (map_fd,))
+
+    def _store(self, metadata: Metadata) -> None:
+        """What was agreed on is durable, or there was nothing new, on a disk that does not even take that again: the
+        secondary is all the more wanted then."""
+        try:
+            self.owner.store(metadata)
+        except HastError as error:
+            if metadata != self.owner.metadata() or not self.owner.only_raised():
+                raise
+            self._complain(error)
 
     def _settings(self, fd: int) -> ConnSettings:
         resource = self.owner.resource
@@ -330,8 +342,11 @@ class Link:
 
     def _unused(self) -> None:
         """What the handshake said of the own data has had no consequence: nothing was taken from the secondary."""
+        metadata = peering.unused(self.owner.metadata(), self._was_syncing)
+        if metadata == self.owner.metadata() and self.owner.only_raised():
+            return
         try:
-            self.owner.store(peering.unused(self.owner.metadata(), self._was_syncing))
+            self.owner.store(metadata)
         except HastError as error:  # what is on disk and what the sequencer does would not be the same
             self.owner.fail(error)
 

@@ -11,6 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
@@ -87,6 +88,18 @@ def unused(metadata: Metadata, was_syncing: bool) -> Metadata:
     """The handshake's agreement was not put to use: nothing of this node's data was given up for the secondary's.
     Writes that are under way here are acknowledged without it, and the next handshake finds a split-brain."""
     return replace(metadata, syncing=was_syncing)
+
+
+def only_raised(metadata: Metadata, attempts: Iterable[Metadata]) -> bool:
+    """Whether nothing but metadata, or the same with localcnt raised, can be on a disk that has failed to store
+    attempts. Such a disk says at worst that its node has written alone, which has its map believed: with nothing else
+    to be stored, the secondary may be used."""
+    return all(
+        replace(attempt, pair=metadata.pair, alone=metadata.alone) == metadata
+        and attempt.pair.remotecnt == metadata.pair.remotecnt
+        and attempt.pair.localcnt >= metadata.pair.localcnt
+        for attempt in attempts
+    )
 
 
 def joined(peering: Peering, to_sync: int) -> tuple[Peering, Hooks]:

@@ -63,7 +63,7 @@ class Primary:
         self.failed: asyncio.Future[HastError] = asyncio.get_running_loop().create_future()
         self.component: Component | None = None
         self.metadata: Metadata | None = None
-        self.stored = True  # what is on disk is `metadata`
+        self.attempts: list[Metadata] = []  # each may be on disk instead of `metadata`: storing it has failed
         self.pipeline: Pipeline | None = None
         self.listener: NbdListener | None = None
         self.device: blockdev.BlockDevice | None = None
@@ -174,15 +174,21 @@ class Primary:
         def keepmap() -> bool:
             return self.outage is not None and self.outage.unrecorded
 
-        return Owner(self.resource, self.pipeline, metadata, self._store, hook, self._fail, self._lonely, keepmap)
+        def only_raised() -> bool:
+            return peering.only_raised(metadata(), self.attempts)
+
+        return Owner(
+            self.resource, self.pipeline, metadata, self._store, only_raised, hook, self._fail, self._lonely, keepmap
+        )
 
     def _store(self, metadata: Metadata) -> None:
         """Make `metadata` durable, whatever `metaflush` says of maps, then rely on it."""
         assert self.component is not None
-        if metadata != self.metadata or not self.stored:
-            self.stored = False  # should this fail, nobody knows which of the two is on disk
+        if metadata != self.metadata or self.attempts:
+            if metadata not in self.attempts:
+                self.attempts.append(metadata)
             self.component.write_metadata(metadata)
-            self.metadata, self.stored = metadata, True
+            self.metadata, self.attempts = metadata, []
 
     def _settings(self) -> PipelineSettings:
         assert self.component is not None and self.metadata is not None
@@ -219,7 +225,7 @@ class Primary:
     def _degraded_granted(self) -> bool:
         """Whether localcnt says already, on the disk, that this node writes alone."""
         assert self.metadata is not None
-        return self.metadata.alone and self.stored
+        return self.metadata.alone and not self.attempts
 
     # ---- while it runs ----
 

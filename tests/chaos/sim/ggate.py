@@ -105,7 +105,7 @@ class Ggate(Part):
         s.detach_on_error = self.world.detach
         s.mode = self.world.mode
         s.metaflush = self.world.metaflush
-        s.degraded_ok = self.meta.alone and self.stored
+        s.degraded_ok = self.meta.alone and not self.attempts
         s.sync_remote = self.meta.syncing
         if self.detached:
             self.lib.hast_seq_detach(self.arena)

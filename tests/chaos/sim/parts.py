@@ -64,13 +64,14 @@ class Part:
         self.disk = world.disks[node]
         self.oracle = world.oracle
         self.meta: Metadata = self.disk.meta
-        self.stored = True  # what is on disk is meta
+        self.attempts: list[Metadata] = []  # each may be on disk instead of meta
 
     def store(self, meta: Metadata) -> None:
         """Make it durable. Raises StoreFailed, Died."""
-        if meta == self.meta and self.stored:
+        if meta == self.meta and not self.attempts:
             return
-        self.stored = False
+        if meta not in self.attempts:
+            self.attempts.append(meta)
         world, disk = self.world, self.disk
         fate = world.fate
         if world.fails_meta[self.node] and fate.chance(12):
@@ -86,7 +87,7 @@ class Part:
                 disk.meta_failed(meta, fate)
             raise Died(self.node, power)
         disk.put_meta(meta)
-        self.meta, self.stored = meta, True
+        self.meta, self.attempts = meta, []
         world.counts["store"] += 1
         if world.tells:
             pair = meta.pair

@@ -126,7 +126,9 @@ class Primary(Ggate):
 
     def unused(self) -> None:
         """What the handshake said of the own data has had no consequence."""
-        self.store(peering.unused(self.meta, self.shaking.syncing))
+        meta = peering.unused(self.meta, self.shaking.syncing)
+        if meta != self.meta or not peering.only_raised(meta, self.attempts):
+            self.store(meta)
 
     def try_again(self) -> None:
         """What could not be stored."""
@@ -288,10 +290,12 @@ class Primary(Ggate):
         self.peering = agreed
         try:
             self.store(meta)
-        except StoreFailed:
-            self.coming.there = self.coming.here = False
-            self.attempt_failed()
-            return
+        except StoreFailed:  # hast.link.Link._store()
+            if meta != self.meta or not peering.only_raised(meta, self.attempts):
+                self.coming.there = self.coming.here = False
+                self.attempt_failed()
+                return
+            self.world.counts["not stored anew"] += 1
         self.agreed = meta
         self.lost = False
         self.conn, self.coming = self.coming, None
