@@ -232,11 +232,9 @@ class Oracle:
         self.may[node] = [[value] for value in cur]
         self.lo[node] = cur.copy()
         dur = self.disks[node].dur
-        for s in range(self.size):
-            if dur[s] != cur[s]:
-                self.may[node][s] = sorted(
-                    {0, dur[s], cur[s], *(v for f, vs in self.disks[node].log for i, v in enumerate(vs, f) if i == s)}
-                )
+        for first, values in self.disks[node].log:  # what the disk may have kept of it, when a flush fails
+            for s, value in enumerate(values, first):
+                self.may[node][s] = sorted({0, dur[s], value, *self.may[node][s]})
         self.dlo[node] = [0] * self.size
         self.since[node].clear()
         self.mixed[node] = False
