@@ -286,17 +286,22 @@ class Node:
                 continue
         return titles
 
-    def kill(self) -> None:
-        """SIGKILL to every process of the node at once, until none is left."""
+    def kill(self, then: Callable[[], object] | None = None) -> None:
+        """SIGKILL to every process of the node at once, until none is left. then: done once, when all of them have been
+        sent it; such as to free those that a disk holds up."""
         self._disturbed = True
 
         def none_left() -> bool:
+            nonlocal then
             pids = self.pids()
             # A power failure: nobody lives to see another one die, and goes on without it.
             for number in (signal.SIGSTOP, signal.SIGKILL):
                 for pid in pids:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, number)
+            if then is not None:
+                then()
+                then = None
             return not pids
 
         eventually(none_left, f"processes of {self.id} die")

@@ -322,6 +322,7 @@ class Cluster:
         if node.hastd is not None:
             node.hastd.wait(DEADLINE)
             node.hastd = None
+        self.cure(f"disk of {node.node}")  # a disk that hangs holds up who is killed
         wait(
             lambda: not set(node.titles().values()) - {"hastd: keeper"},
             f"the processes of {node.node} end after their hastd: {node.titles()}",
@@ -333,7 +334,7 @@ class Cluster:
         to be flushed nothing is promised then."""
         self.hurt.add(node)
         self.forget_stopped(node)
-        node.kill()
+        node.kill(lambda: self.cure(f"disk of {node.node}"))
         cache = self.caches.get(node)
         if cache is not None and not self.unflushed:
             self.cure(f"disk of {node.node}")
@@ -359,7 +360,7 @@ class Cluster:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             time.sleep(rng.choice([0, 0, 0.002, 0.02]))
-        node.kill()
+        node.kill(lambda: self.cure(f"disk of {node.node}"))
 
     def forget_stopped(self, node: PairNode) -> None:
         self.stopped = {pid: owner for pid, owner in self.stopped.items() if owner is not node}
