@@ -109,6 +109,21 @@ def test_first_write_alone() -> None:
     assert peering.wrote_alone(met, METADATA).pair == Pair(1, 0)
 
 
+def test_only_raised() -> None:
+    """What may be on a disk that has taken nothing since."""
+    here = replace(METADATA, pair=Pair(3, 2))
+    raised = replace(here, pair=Pair(4, 2), alone=True)
+    assert peering.only_raised(here, []) and peering.only_raised(here, [here, raised])
+    for other in (
+        replace(raised, syncing=True),
+        replace(raised, prevrole=Role.SECONDARY),
+        replace(here, pair=Pair(2, 2)),
+        replace(here, pair=Pair(3, 3)),
+        replace(here, resuid=8),
+    ):
+        assert not peering.only_raised(here, [raised, other])
+
+
 def test_memsync_needs_version_2() -> None:
     assert Peering(version=1).mode("memsync") == "fullsync"
     assert Peering(version=2).mode("memsync") == "memsync"
