@@ -62,7 +62,7 @@ demo: build
 	$(PY) tools/demo
 
 perf: build
-	@tools/requirements.sh test perf
+	@tools/requirements.sh test
 	$(PY) -m perf $(PERF_ARGS)
 
 perf-micro: build
