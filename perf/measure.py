@@ -69,14 +69,16 @@ def fill(systems: Sequence[System]) -> None:
 def rounds(
     systems: Sequence[System], jobs: Sequence[Job], repeats: int, seconds: float, say: str, filled: bool = True
 ) -> Samples:
-    """All samples. A line on stderr tells how far it is."""
+    """All samples. A line on stderr tells how far it is. Each round begins with another system: whoever comes after a
+    certain one, or first in a job, finds the machine as that has left it."""
     if filled:
         fill(systems)
     samples: Samples = {}
     began, done, total = time.monotonic(), 0, repeats * len(jobs) * len(systems)
     for number in range(repeats):
+        first = number * len(systems) // repeats
         for job in jobs:
-            for system in systems:
+            for system in [*systems[first:], *systems[:first]]:
                 by_system = samples.setdefault(job.name, {})
                 by_system.setdefault(system.name, []).append(sample(system, job, seconds))
                 done += 1
