@@ -217,6 +217,7 @@ class Primary:
         arena.seq.degraded_ok = int(self._degraded_granted())
         # Marked extents are old here until the synchronisation that was broken off is complete (invariant 6).
         arena.seq.sync_remote = int(self.metadata.syncing)
+        arena.seq.no_source = int(self.pipeline.sync_error != 0)
         if detached:
             lib.hast_seq_detach(arena.c)
         await self.pipeline.start(DISK, GGATE)

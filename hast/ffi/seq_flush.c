@@ -115,6 +115,7 @@ seq_flush_failed(struct hast_arena *a, const struct hast_bio *bio, int component
 {
 	if (component == HAST_LOCAL) {
 		/* A component that has failed a flush fails all later ones: it has lost something, and may not say what. */
+		seq_of(a)->no_source = 1;
 		seq_of(a)->cache_lost = (uint32_t)seq_turn(a, 1);
 		spoil_unanswered(a, bio->error[HAST_LOCAL]);
 	} else if (seq_of(a)->connected) {

@@ -10,7 +10,8 @@
  * - HAST_SEQ_SYNC_DONE is raised when `sync` is empty and both nodes have completed a flush after the last copy;
  * - an interruption, of whatever kind, takes back no more than about a second of copying: that often both nodes flush what was
  *   copied, and the map on disk is cleared of it;
- * - no more than a few chunks are under way while clients have requests in here.
+ * - no more than a few chunks are under way while clients have requests in here;
+ * - nothing is copied from a component that has failed a flush: what it has lost may be whole on the other node.
  */
 #include <errno.h>
 #include <string.h>
@@ -168,13 +169,20 @@ chunk_push(struct hast_arena *a, struct hast_bio *bio, int component, uint8_t cm
 	}
 }
 
+/* Only the local component can be one that is not to be copied from: of the other node that is the end of the connection. */
+static int
+has_source(const struct hast_seq *s)
+{
+	return s->sync_remote || !s->no_source;
+}
+
 void
 seq_sync_start_chunk(struct hast_arena *a, struct hast_bio *bio)
 {
 	struct hast_seq *s = seq_of(a);
 
 	bio->state = HAST_BIO_RUNNING;
-	if (!is_current(a, bio)) {
+	if (!is_current(a, bio) || !has_source(s)) {
 		chunk_over(a, bio, 1);
 		return;
 	}
@@ -191,6 +199,8 @@ seq_sync_chunk_done(struct hast_arena *a, struct hast_bio *bio, int component)
 		seq_raise(a, HAST_SEQ_REMOTE_FAILED);
 	if (error != 0 && component == HAST_LOCAL)
 		(void)seq_turn(a, 0);
+	if (error == 0 && bio->cmd == HAST_CMD_READ && component == HAST_LOCAL && !has_source(s))
+		error = EIO;	/* it may have been lost before it was read */
 	if (error == 0 && bio->cmd == HAST_CMD_READ && !seq_peer_there(a))
 		error = EIO;	/* it has failed a flush, perhaps, and lost this; or it gets nothing any more */
 	if (error == 0 && bio->cmd == HAST_CMD_READ && is_current(a, bio)) {
@@ -300,7 +310,7 @@ seq_sync_pump(struct hast_arena *a)
 	uint32_t window = clients ? BESIDE_CLIENTS : a->geo.nsync;
 
 	/* A secondary that has failed something is going to be lost, and no target of a synchronisation that it knows of. */
-	if (!s->sync_on || !seq_peer_there(a))
+	if (!s->sync_on || !seq_peer_there(a) || !has_source(s))
 		return;
 	while (s->sync_chunks < window && s->sync_free_head != HAST_NONE &&
 	    (s->sync_rate == 0 || s->sync_credit > 0)) {

@@ -577,7 +577,7 @@ class History:
                 self.local_decided()
             elif self.owes_grant:
                 self.grant()
-            elif model.detached:
+            elif model.detached or (model.sync_on and not model.has_source):
                 self.power_cut()
             elif self.sync_due:
                 self.sync_start()

@@ -106,6 +106,7 @@ class Model:
         # The local component out of date, or failing: hast/ffi/seq_local.c.
         self.peer_whole = self.turning = self.turn_told = self.turn_detach = self.turn_covered = False
         self.no_turn = self.settling = self.given_up = self.detached = self.cache_lost = False
+        self.no_source = False  # a local flush has failed: nothing is copied from here
         self.detach_on_error = False
         self.confirming = self.flush_confirms = False
         self.settlers: list[Op] = []  # those who wait until the secondary has them durably
@@ -307,7 +308,7 @@ class Model:
             self.raise_once(REMOTE_FAILED)
         if error and component == LOCAL:
             self.turn(False)
-        if op.cmd == READ and not self.peer_there:
+        if op.cmd == READ and (not self.peer_there or (component == LOCAL and not self.has_source)):
             error = error or 5
         if not error and op.cmd == READ and self.current(op):
             op.cmd = WRITE
@@ -316,6 +317,10 @@ class Model:
         self.unlock(op)
         op.over = True
         del self.chunks[op.slot]
+
+    @property
+    def has_source(self) -> bool:
+        return self.sync_remote or not self.no_source
 
     def current(self, op: Op) -> bool:
         """Does the chunk belong to the resynchronisation that runs now?"""
@@ -522,6 +527,7 @@ class Model:
             if self.connected:
                 self.raise_once(REMOTE_FAILED)
         else:
+            self.no_source = True
             self.cache_lost = self.turn(True)
         for op in self.ops.values():
             if component == LOCAL and op.mutation and op.result is None and op.started and not op.pending & L:

@@ -40,6 +40,7 @@ FLAGS = (
     "turning",
     "turn_detach",
     "cache_lost",
+    "no_source",
     "no_turn",
     "settling",
     "given_up",
@@ -92,6 +93,7 @@ class Oracle(Model):
                 require(self.chunks[slot].order == bio.order, f"chunk {slot} is gone before its time")
                 continue
             require(self.sync_on and self.connected, "a chunk without a resynchronisation")
+            require(self.has_source, "a chunk of a component that has lost something")
             extents = self.mask(bio.offset, bio.length)
             require(not extents & ~self.map.sure, "a chunk of an extent that is not dirty on disk")
             require(bio.flags & FLAG_SYNC and bio.cmd == READ, "a chunk that is no read")
@@ -133,7 +135,7 @@ class Oracle(Model):
                 if op.mutation:
                     again |= self.mutation_advance(op)
                 elif op.chunk:
-                    if self.current(op):
+                    if self.current(op) and self.has_source:
                         op.started = True
                         self.push(op, REMOTE if self.sync_remote else LOCAL)
                     else:

@@ -116,17 +116,35 @@ def test_flush_that_fails_while_an_extent_is_copied_spoils_the_copy() -> None:
         assert 3 in b.seq.sync()
 
 
-def test_flush_that_fails_for_ever_is_tried_once_a_tick() -> None:
+def test_flush_that_fails_on_the_secondary_is_not_tried_at_once() -> None:
     b = behind()
     own = b.seq.own_flush_slot
+    assert b.local == [own]
+    b.local_done(own)
+    b.remote_done(own, 5)
+    assert b.local == [] and b.raised == REMOTE_FAILED
+
+
+def test_nothing_is_copied_from_a_component_that_has_failed_a_flush() -> None:
+    """It may have lost what the secondary has: all that was acknowledged, where that is in sync but for the flushes."""
+    b = behind(3, 4, 5)
+    one, two = b.local
+    b.local_done(one)
+    assert b.remote == [one] and b.local == [two]
+    flush = b.flush()
+    b.local_done(flush, 5)
+    b.local_done(two)  # read before that, or after it
+    b.remote_done(one)
+    b.remote_done(flush)
     for _ in range(3):
-        assert b.local == [own]
-        b.local_done(own, 5)
-        b.remote_done(own)
-        assert b.local == [] and b.raised == 0
         tick(b)
-    b.done(own)
-    assert b.raised == SYNC_DONE
+        assert b.local == b.remote == [] and b.raised == 0
+    assert b.answers == {flush: 5} and b.seq.sync() == {3, 4, 5}
+    b.disconnect()
+    b.connect()
+    b.seq.lib.hast_seq_sync_start(b.seq.arena, 0)
+    tick(b)
+    assert b.local == b.remote == []
 
 
 def test_chunk_that_fails_is_tried_again_after_a_tick() -> None:

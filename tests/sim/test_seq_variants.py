@@ -104,6 +104,12 @@ MISTAKES = [
         "} else if (s->flushed >= s->sync_flush) {",
         "} else if (s->flushed <= s->sync_flush) {",
     ),
+    Mistake(
+        "copied_from_a_component_that_has_lost_something",
+        "seq_sync.c",
+        "return s->sync_remote || !s->no_source;",
+        "return s != NULL;",
+    ),
     in_seq(
         "hidden_before_it_is_stored",
         "return bio->error[HAST_LOCAL] == 0 || (s->sync_remote && !s->turning && !s->settling);",

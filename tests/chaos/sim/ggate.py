@@ -107,6 +107,7 @@ class Ggate(Part):
         s.metaflush = self.world.metaflush
         s.degraded_ok = self.meta.alone and not self.attempts
         s.sync_remote = self.meta.syncing
+        s.no_source = self.ill
         if self.detached:
             self.lib.hast_seq_detach(self.arena)
         self.from_remote = False
