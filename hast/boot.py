@@ -1,5 +1,6 @@
 """Whether a resource may have lost what was only in its disk's cache since it was last known to have all that it had
-acknowledged: the machine has started anew, or a flush has failed.
+acknowledged: the machine has started anew, or a flush has failed. And whether its component is out of date, where the
+disk does not even take that.
 
 What a secondary has acknowledged and not flushed is lost with its power. Its primary still has it, and its map says
 where; until that is copied the secondary must not count as complete, though the counters of both say "in sync".
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # another one after each start of the kernel
 LOST = "lost\n"  # in its place: a flush has failed
+# In its place, with the resource's unique ID: the other node does everything alone since, and the disk does not say so.
+OUTDATED = "outdated {}\n"
 
 
 def note(rundir: Path, name: str) -> Path:
@@ -64,5 +67,22 @@ def lost(rundir: Path, name: str) -> bool:
     """Whether a flush is known to have failed since remember()."""
     try:
         return note(rundir, name).read_text() == LOST
+    except OSError:
+        return False
+
+
+def outdate(path: Path, resuid: int) -> None:
+    """note() says that the component with this ID is out of date everywhere, whatever is on the disk."""
+    try:
+        path.write_text(OUTDATED.format(resuid))
+    except OSError as error:
+        log.error("cannot write %s: %s: only the other node knows that this one is out of date", path, error.strerror)
+        forget(path)
+
+
+def outdated(rundir: Path, name: str, resuid: int) -> bool:
+    """Whether outdate() was called for this component since remember() and forget()."""
+    try:
+        return note(rundir, name).read_text() == OUTDATED.format(resuid)
     except OSError:
         return False

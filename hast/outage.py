@@ -14,8 +14,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
+from hast import boot
 from hast.component import Component
 from hast.config import Resource
 from hast.errors import HastError
@@ -36,6 +38,7 @@ class Owner(Protocol):
     """What is needed of a hast.primary.Primary."""
 
     resource: Resource
+    rundir: Path
     component: Component | None
     metadata: Metadata | None
     pipeline: Pipeline | None
@@ -43,6 +46,7 @@ class Owner(Protocol):
 
     def _store(self, metadata: Metadata) -> None: ...
     def _lonely(self) -> None: ...
+    def _remember(self) -> None: ...
 
 
 class Outage:
@@ -100,7 +104,8 @@ class Outage:
                 link.in_sync_later()
             return
         assert self.owner.metadata is not None
-        # Not on disk: whoever reads it there learns from the secondary's counters that it is out of date.
+        # Not on disk: whoever comes after this process reads it in the note, or in the secondary's counters.
+        boot.outdate(boot.note(self.owner.rundir, name), self.owner.metadata.resuid)
         self.owner.metadata = replace(self.owner.metadata, syncing=True)
         self.unrecorded = True
         path = self.owner.resource.localpath
@@ -124,6 +129,7 @@ class Outage:
                 log.debug("%s", error)
                 continue
             self.unrecorded = False
+            owner._remember()
             name, path = owner.resource.name, owner.resource.localpath
             log.warning("%s: component %s takes writes again, and says now that it is out of date", name, path)
             return
@@ -131,6 +137,11 @@ class Outage:
     def _tell(self, decision: str) -> None:
         if self.owner.pipeline is not None:
             self.owner.pipeline.send(GGATE, {"cmd": decision})
+
+    def go_on(self) -> None:
+        """The process before this one has asked the secondary, and could not store it either."""
+        self.detached = self.unrecorded = True
+        self._asking = asyncio.get_running_loop().create_task(self._record())
 
     async def close(self) -> None:
         """Nothing is asked any more."""

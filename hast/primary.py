@@ -28,7 +28,7 @@ from hast.config import Resource
 from hast.control import Role, StatusEntry
 from hast.device.nbd import NbdExport
 from hast.device.nbdlisten import NbdListener
-from hast.errors import HastError, TemporaryError, UnavailableError
+from hast.errors import DiskError, HastError, TemporaryError, UnavailableError
 from hast.ffi import _hast
 from hast.link import MODES, Link, Owner
 from hast.metadata import Metadata
@@ -90,6 +90,7 @@ class Primary:
         note = boot.note(self.rundir, resource.name)
         self.component = open_component(resource.name, resource.localpath, resource.directio, True, LOCK_SECONDS, note)
         self.metadata = self.component.read_metadata()
+        unrecorded = self._read_note()
         virgin = self._become_primary()
         if self.device is None:
             self.device = blockdev.choose(resource, self.rundir)
@@ -108,6 +109,8 @@ class Primary:
                 boot.forget(note)
         self.pipeline = Pipeline(settings, self._stage_message, self._stage_death)
         self.outage = Outage(self)
+        if unrecorded:
+            self.outage.go_on()
         await self._start_stages()
         if resource.remote is not None:
             self.link = Link(self._owner(), virgin)
@@ -150,6 +153,25 @@ class Primary:
             "datasize": self.metadata.datasize,
             "resuid": self.metadata.resuid,
         }
+
+    def _read_note(self) -> bool:
+        """A process before this one knew that the component is out of date, and could not store it. Store it now;
+        whether that is in vain once more. Raises DiskError: then, and there is more to be stored."""
+        assert self.component is not None and self.metadata is not None
+        if not boot.outdated(self.rundir, self.resource.name, self.metadata.resuid):
+            return False
+        known = replace(self.metadata, syncing=True)
+        try:
+            self.component.fill_map(known)
+            self.component.write_metadata(known)
+        except DiskError:
+            self.metadata = known
+            if promotion.as_primary(known, 0)[0] != known:
+                raise
+            return True
+        self.metadata = known
+        boot.forget(boot.note(self.rundir, self.resource.name))
+        return False
 
     def _become_primary(self) -> bool:
         """Take the role in the metadata, if it may be taken (hast/promotion.py). Whether nothing was ever written
@@ -338,6 +360,8 @@ class Primary:
     def _remember(self) -> None:
         """The metadata tell of all that is lacking here, if no flush has failed: whichever of the two comes first."""
         assert self.component is not None and self.pipeline is not None
+        if self.outage is not None and self.outage.unrecorded:
+            return  # they do not
         boot.remember(self.rundir, self.resource.name)
         if self.component.sync_failed or self.pipeline.sync_error:
             boot.spoil(boot.note(self.rundir, self.resource.name))

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from hast import boot
 from hast.channel import Message
 from hast.config import Resource
 from hast.control import ERROR_NO_ENTRY, STATUS_ELEMENTS, Role, RoleEntry, StatusEntry
@@ -145,6 +146,8 @@ class Supervisor:
         from hast.amend import amend_soon  # the C part: hastd's main process needs it only here
 
         before, after = await amend_soon(self.resource, forced)
+        if boot.outdated(self._keeping.rundir, self.name, after.resuid):
+            boot.forget(boot.note(self._keeping.rundir, self.name))
         if before != after:
             log.warning(
                 "%s: becomes primary by force with data that is a mix of old and new: the newer data of the other node"

@@ -15,7 +15,7 @@ from tests.e2e.pair import Pair
 from tests.e2e.relay import Relay
 from tests.e2e.test_block_device import stage_pid
 from tests.faultdisk import FaultDisk
-from tests.nbdclient import EIO, FLUSH, WRITE, RawClient
+from tests.nbdclient import EIO, FLUSH, READ, WRITE, RawClient
 
 EXTENT = 2 * MIB
 OLD, NEW, NEWER = b"old " * 1024, b"new " * 1024, b"newer.  " * 512
@@ -145,6 +145,32 @@ def test_disk_that_took_nothing_and_comes_back_is_known_to_be_old(
     back(pair, disk)
     assert not pair.a.dump()["syncing"] or "connected" in pair.a.said()
     check(pair, NEW, 8)
+    pair.wait_in_sync(pair.a)
+    assert pair.differing() is None
+
+
+@pytest.mark.parametrize("well", [True, False], ids=["a disk that is well again", "a disk that takes nothing still"])
+def test_worker_dies_while_only_the_secondary_knows_that_it_is_ahead(make_pair: MakePair, well: bool) -> None:
+    """And the secondary is not there when the next worker comes: that one must not take the component for current."""
+    pair, disk, _ = prepare(make_pair, "detach")
+    disk.fail("write", errno.EIO)
+    with RawClient(pair.a.socket()) as raw:
+        write(raw, NEW, 4)
+    assert "cannot be written: everything is done by the secondary" in pair.a.said()
+    worker = int(pair.a.status()["workerpid"])
+    pair.b.stop()
+    if well:
+        disk.heal()
+    os.kill(worker, signal.SIGKILL)
+    eventually(lambda: pair.a.said().count(" serves ") == 2, "there is another worker")
+    with RawClient(pair.a.socket()) as raw:
+        assert raw.do(READ, 0, 4096).error == EIO
+    pair.b.start()
+    pair.b.set_role("secondary")
+    eventually(lambda: pair.a.said().count("connected to") > 1, "they are connected again")
+    check(pair, NEW, 4)
+    back(pair, disk)
+    check(pair, NEW, 4)
     pair.wait_in_sync(pair.a)
     assert pair.differing() is None
 

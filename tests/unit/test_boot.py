@@ -29,6 +29,16 @@ def test_a_flush_has_failed(tmp_path: Path) -> None:
     assert not boot.lost(tmp_path, "data")
 
 
+def test_the_component_is_out_of_date(tmp_path: Path) -> None:
+    boot.remember(tmp_path, "data")
+    assert not boot.outdated(tmp_path, "data", 7)
+    boot.outdate(boot.note(tmp_path, "data"), 7)
+    assert boot.outdated(tmp_path, "data", 7) and boot.anew(tmp_path, "data") and not boot.lost(tmp_path, "data")
+    assert not boot.outdated(tmp_path, "data", 8), "that is another component, made since"
+    boot.remember(tmp_path, "data")
+    assert not boot.outdated(tmp_path, "data", 7)
+
+
 def test_in_doubt_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel without that number, a run directory that cannot be written."""
     boot.remember(tmp_path / "nowhere", "data")

@@ -51,11 +51,38 @@ class Primary(Ggate):
 
     def start(self) -> None:
         """Up to the stages; raises WorkerFailed, Died, UnavailableError."""
+        self.read_note()
         meta, virgin = promotion.as_primary(self.meta, self.world.new_resuid())
         self.store(meta)
         self.peering = Peering(virgin=virgin)
         self.start_stages()
         self.lonely()
+
+    def read_note(self) -> None:
+        """hast.primary.Primary._read_note()."""
+        world, node = self.world, self.node
+        if not world.outdated[node]:
+            return
+        known = replace(self.meta, syncing=True)
+        try:
+            self.fill_map()
+            self.store(known)
+        except WorkerFailed:
+            self.meta, self.attempts = known, []
+            if promotion.as_primary(known, 1)[0] != known:
+                raise
+            self.detached = self.unrecorded = True
+            return
+        world.outdated[node] = False
+
+    def fill_map(self) -> None:
+        """Raises WorkerFailed."""
+        world, disk = self.world, self.disk
+        full = world.mask(0, world.sectors)
+        if world.fails_map[self.node] and world.fate.chance(6):
+            disk.map_failed(full, world.fate)
+            raise WorkerFailed
+        disk.put_map(full)
 
     def restart_stages(self) -> None:
         """A stage has died; the device stays, its requests are issued again, in any order."""
@@ -122,7 +149,8 @@ class Primary(Ggate):
 
     def remember(self) -> None:
         """hast.primary.Primary._remember()."""
-        self.world.doubt[self.node] = self.ill
+        if not self.unrecorded:
+            self.world.doubt[self.node] = self.ill
 
     def unused(self) -> None:
         """What the handshake said of the own data has had no consequence."""
@@ -179,15 +207,10 @@ class Primary(Ggate):
             self.orders.append(("refused", None))
             return
         self.again, self.unstored = self.unstored, False
-        world, disk = self.world, self.disk
         meta = peering.in_sync(self.peering, self.meta)[1] if self.again else self.meta
         try:
             if detach:
-                full = world.mask(0, world.sectors)
-                if world.fails_map[self.node] and world.fate.chance(6):
-                    disk.map_failed(full, world.fate)
-                    raise WorkerFailed
-                disk.put_map(full)
+                self.fill_map()
             self.store(replace(meta, syncing=True))
         except WorkerFailed:
             self.asking = True
@@ -225,7 +248,7 @@ class Primary(Ggate):
             self.unstored = self.again and self.linked
             return
         self.meta = replace(self.meta, syncing=True)
-        self.unrecorded = True
+        self.unrecorded = self.world.outdated[self.node] = self.world.doubt[self.node] = True
         self.peering, _ = peering.outdated(self.peering)
         self.turned(True)
         self.lonely()
@@ -345,7 +368,5 @@ class Primary(Ggate):
         if self.gone:
             self.oracle.lost(self.node, self.gone)  # a worker that knew it and has told nobody
             self.world.soften()
-        if self.unrecorded:
-            self.oracle.accept(self.node)  # only the other node knows that this one is out of date
         if self.coming is not None:
             self.coming.here = False

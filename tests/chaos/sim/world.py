@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from hast import promotion
@@ -42,6 +43,7 @@ class World:
         self.oracle = Oracle(self.disks)
         self.parts: list[Primary | Secondary | None] = [None, None]
         self.doubt = [True, True]  # what hast.boot remembers
+        self.outdated = [False, False]  # the same
         self.partition = False
         self.resuids = 100
         self.begin()
@@ -150,6 +152,8 @@ class World:
         else:
             part = Primary(self, node, arena(node, self.shape, self.keepdirty, self.nclient, self.library))
         before = self.disks[node].meta
+        if self.outdated[node]:
+            before = replace(before, syncing=True)
         self.parts[node] = part
         try:
             part.start()
@@ -166,6 +170,9 @@ class World:
     def force(self, node: int) -> bool:
         """`hastctl role -f primary`, before the worker starts."""
         disk = self.disks[node]
+        if self.outdated[node]:
+            self.outdated[node] = False
+            self.oracle.accept(node)
         after = promotion.forced(disk.meta)
         if after != disk.meta:
             disk.settle()
@@ -180,8 +187,10 @@ class World:
         oracle, disk = self.oracle, self.disks[node]
         if oracle.mixed[node] and not (before.syncing and before.prevrole is Role.PRIMARY):
             raise Broken("invariant 10: promoted while its data is a mix of old and new")
-        but = 0
-        if disk.meta.syncing:
+        but, part = 0, self.parts[node]
+        if part is not None and part.role == "primary" and part.unrecorded:
+            but = (1 << self.sectors) - 1
+        elif disk.meta.syncing:
             for s in range(self.sectors):
                 if disk.map >> s // self.extent_sectors & 1:
                     but |= 1 << s
@@ -214,6 +223,9 @@ class World:
             part.die()
         self.parts[node] = None
         if power:
+            if self.outdated[node]:
+                self.outdated[node] = False
+                self.oracle.accept(node)  # only the other node knows that this one is out of date
             self.disks[node].power_cut(self.fate)
             self.oracle.power_cut(node)
             self.doubt[node] = True
@@ -255,6 +267,7 @@ class World:
         for part in self.primaries():
             for op in part.owner.values():
                 op.there = False
+        self.outdated[node] = False
         self.oracle.alone[node].clear()
         self.oracle.accept(node)
         self.start_role(node, "secondary")
