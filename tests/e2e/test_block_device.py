@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -84,6 +85,18 @@ def mounted(node: Node, options: str = "rw") -> Iterator[Path]:
         yield point
     finally:
         node.run("umount", point)
+        # A mount namespace that another test has made meanwhile has the mount as well, until it ends.
+        eventually(lambda: not in_use(node.device()), f"{node.device()} is not mounted anywhere any more")
+
+
+def in_use(device: str) -> bool:
+    try:
+        os.close(os.open(device, os.O_RDONLY | os.O_EXCL))
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return True
+    return False
 
 
 def tree_digest(root: Path) -> str:
