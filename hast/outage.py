@@ -105,7 +105,7 @@ class Outage:
             return
         assert self.owner.metadata is not None
         # Not on disk: whoever comes after this process reads it in the note, or in the secondary's counters.
-        boot.outdate(boot.note(self.owner.rundir, name), self.owner.metadata.resuid)
+        boot.outdate(self.owner.rundir, name, self.owner.metadata.resuid)
         self.owner.metadata = replace(self.owner.metadata, syncing=True)
         self.unrecorded = True
         path = self.owner.resource.localpath

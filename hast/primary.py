@@ -170,7 +170,7 @@ class Primary:
                 raise
             return True
         self.metadata = known
-        boot.forget(boot.note(self.rundir, self.resource.name))
+        boot.forget(boot.outdated_note(self.rundir, self.resource.name))
         return False
 
     def _become_primary(self) -> bool:

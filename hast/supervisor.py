@@ -146,8 +146,7 @@ class Supervisor:
         from hast.amend import amend_soon  # the C part: hastd's main process needs it only here
 
         before, after = await amend_soon(self.resource, forced)
-        if boot.outdated(self._keeping.rundir, self.name, after.resuid):
-            boot.forget(boot.note(self._keeping.rundir, self.name))
+        boot.forget(boot.outdated_note(self._keeping.rundir, self.name))
         if before != after:
             log.warning(
                 "%s: becomes primary by force with data that is a mix of old and new: the newer data of the other node"

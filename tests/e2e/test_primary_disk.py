@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
-from tests.e2e.node import MIB, eventually, loopback
+from tests.e2e.node import MIB, eventually
 from tests.e2e.pair import Pair
 from tests.e2e.relay import Relay
 from tests.e2e.test_block_device import stage_pid
@@ -106,31 +105,15 @@ def test_pass_mends_what_could_not_be_written(make_pair: MakePair) -> None:
     assert pair.differing() is None
 
 
-@pytest.fixture
-def relayed(make_pair: MakePair) -> Iterator[Callable[..., tuple[Pair, Relay]]]:
-    relays: list[Relay] = []
-
-    def make(*arguments: object, **keywords: object) -> tuple[Pair, Relay]:
-        relay = Relay(loopback(random.randrange(1 << 20)))
-        relays.append(relay)
-        pair = make_pair(*arguments, remotes={"hasta": relay.url}, **keywords)
-        relay.target(pair.b.address, pair.a.address)
-        return pair, relay
-
-    yield make
-    for relay in relays:
-        relay.close()
-
-
 def test_disk_that_took_nothing_and_comes_back_is_known_to_be_old(
-    relayed: Callable[..., tuple[Pair, Relay]],
+    make_relayed: Callable[..., tuple[Pair, Relay]],
 ) -> None:
     """It could not even be told that it is out of date. The connection is lost and made again meanwhile: the secondary
     has to keep the map which says that this node lacks everything, for this node cannot keep it."""
     relays: list[Relay] = []
 
     def make(*arguments: object, **keywords: object) -> Pair:
-        pair, relay = relayed(*arguments, **keywords)
+        pair, relay = make_relayed(*arguments, **keywords)
         relays.append(relay)
         return pair
 
@@ -146,6 +129,30 @@ def test_disk_that_took_nothing_and_comes_back_is_known_to_be_old(
     assert not pair.a.dump()["syncing"] or "connected" in pair.a.said()
     check(pair, NEW, 8)
     pair.wait_in_sync(pair.a)
+    assert pair.differing() is None
+
+
+def test_disk_stage_and_worker_die_while_only_the_secondary_knows_that_it_is_ahead(make_pair: MakePair) -> None:
+    """A flush has failed too: each new disk stage notes that, which must not take the place of the other note."""
+    pair, disk, _ = prepare(make_pair, "detach")
+    disk.fail("write", errno.EIO)
+    disk.fail("flush", errno.EIO)
+    with RawClient(pair.a.socket()) as raw:
+        write(raw, NEW, 4)
+    assert "cannot be written: everything is done by the secondary" in pair.a.said()
+    os.kill(stage_pid(pair.a, "disk"), signal.SIGKILL)
+    eventually(lambda: "its stages run again" in pair.a.said(), "its stages run again")
+    worker = int(pair.a.status()["workerpid"])
+    pair.b.stop()
+    disk.heal()
+    os.kill(worker, signal.SIGKILL)
+    eventually(lambda: pair.a.said().count(" serves ") == 2, "there is another worker")
+    with RawClient(pair.a.socket()) as raw:
+        assert raw.do(READ, 0, 4096).error == EIO
+    pair.b.start()
+    pair.b.set_role("secondary")
+    pair.wait_in_sync(pair.a)
+    check(pair, NEW, 4)
     assert pair.differing() is None
 
 
@@ -265,14 +272,14 @@ def kill_and_wait(pair: Pair, who: str) -> None:
 
 
 def test_out_of_date_and_alone_waits_for_the_secondary_and_then_says_so(
-    relayed: Callable[..., tuple[Pair, Relay]],
+    make_relayed: Callable[..., tuple[Pair, Relay]],
 ) -> None:
     """After its disk has failed, a primary does nothing without the secondary: it waits for it, and when that takes
     too long the client gets an error. It has never written alone, so there is no split-brain."""
     relays: list[Relay] = []
 
     def make(*arguments: object, **keywords: object) -> Pair:
-        pair, relay = relayed(*arguments, **keywords)
+        pair, relay = make_relayed(*arguments, **keywords)
         relays.append(relay)
         return pair
 

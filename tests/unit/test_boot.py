@@ -32,9 +32,11 @@ def test_a_flush_has_failed(tmp_path: Path) -> None:
 def test_the_component_is_out_of_date(tmp_path: Path) -> None:
     boot.remember(tmp_path, "data")
     assert not boot.outdated(tmp_path, "data", 7)
-    boot.outdate(boot.note(tmp_path, "data"), 7)
+    boot.outdate(tmp_path, "data", 7)
     assert boot.outdated(tmp_path, "data", 7) and boot.anew(tmp_path, "data") and not boot.lost(tmp_path, "data")
     assert not boot.outdated(tmp_path, "data", 8), "that is another component, made since"
+    boot.spoil(boot.note(tmp_path, "data"))
+    assert boot.outdated(tmp_path, "data", 7), "a flush has failed as well"
     boot.remember(tmp_path, "data")
     assert not boot.outdated(tmp_path, "data", 7)
 

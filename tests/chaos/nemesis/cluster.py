@@ -339,7 +339,8 @@ class Cluster:
         if cache is not None and not self.unflushed:
             self.cure(f"disk of {node.node}")
             volatile, lost = cache.lose(self.rng)
-            boot.note(node.rundir, node.name()).unlink(missing_ok=True)  # as it is with all of /run
+            for note in (boot.note, boot.outdated_note):
+                note(node.rundir, node.name()).unlink(missing_ok=True)  # as it is with all of /run
             self.story.tell(f"  {node.node} had not flushed {volatile} writes, of which {lost} are lost or torn")
             self.dark.add(node)
             other = self.pair.other(node)

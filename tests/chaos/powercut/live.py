@@ -115,7 +115,8 @@ class Live:
     def _cut(self, node: PairNode) -> None:
         """Its power is gone; its disk has one of the states that are possible then."""
         node.kill()
-        boot.note(node.rundir, node.name()).unlink(missing_ok=True)
+        for note in (boot.note, boot.outdated_note):
+            note(node.rundir, node.name()).unlink(missing_ok=True)
         disk = self.recorder.disks[node.node]
         disk.record(None)
         replayed = Disk(list(entries(self.recorder.logs[node.node])), self.shape, self.before[node.node])
