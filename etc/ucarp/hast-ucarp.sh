@@ -85,7 +85,8 @@ bounded() {
 	say info "$*"
 	timeout -k 2 "$limit" "$@" >"$state/output" 2>&1 </dev/null 9>&- &
 	command=$!
-	watch "$command" $((limit + 4)) 9>&- &
+	# Not "watch ... 9>&-": a shell keeps a copy of what it is to open again after a function.
+	(exec 9>&- && watch "$command" $((limit + 4))) &
 	watcher=$!
 	wait "$command"
 	code=$?

@@ -85,9 +85,9 @@ def not_flushed(history: History, after: Callable[[str, Entry], bool]) -> Histor
 
 
 def found(what: str, history: History, original: History | None = None) -> bool:
-    """Whether a complaint matches. Which moments are looked at is a matter of chance, and what happened in the recording
-    is one of time: so other moments are looked at, up to TRIES times. Who had what is told by the original, if there is
-    one."""
+    """Whether a complaint matches. Which moments are looked at is a matter of chance, and what happened in the
+    recording is one of time: so other moments are looked at, up to TRIES times. Who had what is told by the original,
+    if there is one."""
     changes = turns(original) if original is not None else None
     for seed in range(SEED, SEED + TRIES):
         violations = replay(history, 100, 4, seed, enough=10000, changes=changes).violations

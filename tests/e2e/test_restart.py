@@ -395,7 +395,7 @@ def test_secondary_whose_disk_stage_was_killed_hangs_up_at_once(make_pair: Calla
     pair = make_pair(conf="timeout 60")
     pair.up()
     with subprocess.Popen(
-        ["qemu-img", "bench", "-w", "-f", "raw", "-c", "1000000", "-d", "16", pair.a.uri()],
+        ["qemu-img", "bench", "-w", "-f", "raw", "-c", "1000000000", "-d", "16", pair.a.uri()],
         stdout=subprocess.DEVNULL,
         env=pair.a.env,
     ) as client:

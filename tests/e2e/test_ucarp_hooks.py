@@ -197,10 +197,15 @@ def test_a_runner_that_was_killed(make_hooks: MakeHooks) -> None:
     """It does not look as if all was well, and the next call does its work."""
     hooks = make_hooks("service_timeout=1000 start_service=sleep services=600")
     hooks.start("up")
-    eventually(lambda: hooks.processes("sleep 600"), "the service")
-    for pid in [*hooks.processes("hast-ucarp.sh"), *hooks.processes("sleep 600")]:
-        hooks.node.run("kill", "-9", str(pid), check=False)
+    # Not the logger that says so, nor timeout before it has started it.
+    (service,) = eventually(lambda: [p for p, t in hooks.node.titles().items() if t == "sleep\x00600"], "the service")
+    runner = min(hooks.processes("hast-ucarp.sh"))
+    hooks.node.run("kill", "-9", str(runner))
+    # The service lives on, and who watches it; neither has the runner's lock.
     eventually(lambda: hooks.status() == "going up was interrupted", "the runner's end")
+    assert hooks.processes("hast-ucarp.sh")
+    hooks.node.run("kill", "-9", str(service))
+    eventually(lambda: not hooks.processes("hast-ucarp.sh"), "its watcher ends with it")
     hooks.settings.write_text(hooks.settings.read_text() + "services=\n")
     assert hooks.down() == DONE, hooks.said()
     assert hooks.is_down()

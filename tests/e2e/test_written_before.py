@@ -24,8 +24,9 @@ Begun = tuple[Pair, FaultDisk, FaultDisk, RawClient]
 
 @pytest.fixture
 def begun(make_pair: Callable[..., Pair]) -> Iterator[Begun]:
-    """Connected, in sync; a write hangs in the primary's disk since before that."""
-    pair = make_pair({"disk": 16 * MIB}, conf="timeout 20")
+    """Connected, in sync; a write hangs in the primary's disk since before that. Fullsync: what is answered can be read
+    from the secondary's disk at once."""
+    pair = make_pair({"disk": 16 * MIB}, conf="timeout 20\nreplication fullsync")
     pair.create()
     disks = [FaultDisk.under(node) for node in pair.nodes]
     pair.start()
