@@ -374,8 +374,7 @@ class Ggate(Part):
                 self.all_failed()
                 self.ill = world.doubt[node] = True
                 self.gone.update(disk.flush_failed(mark, fate))
-                s = self.s
-                self.oracle.lost(node, self.gone, bool(s.connected and (s.peer_whole or s.sync_remote)))
+                self.oracle.lost(node, self.gone, self.served())
                 world.soften()
                 return EIO
             disk.flush(mark)
@@ -398,6 +397,12 @@ class Ggate(Part):
             return EIO
         disk.write(first, values)
         return 0
+
+    def served(self) -> bool:
+        """Does the other node stand in for what is lost here? Where it can't, the flush is going to fail, and what is read
+        from now on may be the older data, as with any disk: also before the flush has its answer."""
+        s = self.s
+        return bool(s.connected and not s.asked & REMOTE_FAILED and (s.peer_whole or s.sync_remote))
 
     def all_failed(self) -> None:
         """Also those that wait for nothing but their answer."""
