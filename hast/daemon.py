@@ -16,6 +16,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from resource import RLIMIT_NOFILE, getrlimit, setrlimit
 from typing import TYPE_CHECKING, Any
 
 from hast import again, control, control_server, reload
@@ -64,6 +65,7 @@ class Daemon:
         signal.signal(signal.SIGHUP, lambda *_: self._reload.set())  # it may come before there is an event loop
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         reload.check(self.config)
+        allow_descriptors()
         self._rundir.open()
         try:
             self._find_kept()
@@ -228,6 +230,16 @@ class Daemon:
 
     def _unknown(self, name: str) -> RoleEntry:
         return RoleEntry(name, control.ERROR_NO_ENTRY, errmsg=f"{name}: {self.config.path} has no such resource")
+
+
+def allow_descriptors() -> None:
+    """As many as the system allows: for this process, and so for all that it starts. The soft limit is often one that
+    suits select(), and each client of a resource takes a descriptor."""
+    soft, hard = getrlimit(RLIMIT_NOFILE)
+    try:
+        setrlimit(RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError) as error:
+        log.warning("only %d descriptors, not %d: the limit cannot be raised: %s", soft, hard, error)
 
 
 def clean_stale_devices(rundir: RunDirectory, provnames: list[str], kept: set[str]) -> None:

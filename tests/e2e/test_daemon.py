@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import stat
@@ -146,6 +147,20 @@ def test_debug_shows_more(make_node: MakeNode) -> None:
     node.start("-d", "-d")
     node.status()
     eventually(lambda: "debug: hastctl: command 2 for" in node.said(), "debug messages")
+
+
+def test_descriptors_are_limited_by_the_hard_limit_only(make_node: MakeNode) -> None:
+    """In all processes, however low the soft limit is that hastd is started with."""
+    node = make_node(SMALL)
+    node.prefix = ["sh", "-c", 'ulimit -S -n 100 && exec "$@"', "sh"]
+    node.primary()
+    titles = node.titles()
+    worker = f"hastd: {node.name()} (primary)"
+    assert {"hastd: spawner", worker, f"{worker}: ggate"} <= set(titles.values())
+    assert node.hastd is not None and node.hastd.pid in titles
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limits = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in titles}
+    assert limits == dict.fromkeys(titles, (hard, hard))
 
 
 # Ending.
