@@ -42,6 +42,14 @@ class ChannelFullError(TemporaryError):
     """The process at the other end has stopped reading its messages."""
 
 
+class DescriptorsLostError(ProtocolError):
+    """Some descriptors of a message were lost: there were too many, or none is free here. `message` is the rest."""
+
+    def __init__(self, name: str, message: Message) -> None:
+        super().__init__(f"{name}: descriptors were lost: there were too many, or none is free")
+        self.message = message
+
+
 class Channel:
     """One end of a channel. `name` says in errors who is at the other end.
 
@@ -169,8 +177,6 @@ class Channel:
             raise
 
     def _decode(self, data: bytes, flags: int) -> Message:
-        if flags & socket.MSG_CTRUNC:
-            raise ProtocolError(f"{self.name}: descriptors were lost: there were too many, or none is free")
         if flags & socket.MSG_TRUNC:
             raise ProtocolError(f"{self.name}: message is larger than {MAX_MESSAGE} bytes")
         try:
@@ -179,6 +185,8 @@ class Channel:
             raise ProtocolError(f"{self.name}: message is not JSON: {error}") from None
         if not isinstance(message, dict):
             raise ProtocolError(f"{self.name}: message is not a JSON object")
+        if flags & socket.MSG_CTRUNC:
+            raise DescriptorsLostError(self.name, message)
         return message
 
 

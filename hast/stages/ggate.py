@@ -20,6 +20,7 @@ import logging
 import os
 from typing import Any
 
+from hast.channel import DescriptorsLostError
 from hast.complaints import Complaints
 from hast.errors import ProtocolError, SystemCallError
 from hast.ffi import _hast
@@ -74,7 +75,7 @@ class Ggate:
                 why = os.strerror(-error)
                 if -error == errno.EUSERS:
                     why = f"there are {lib.HAST_NBD_CLIENTS_MAX} already"
-                self.complaints.warning("%s: cannot serve an NBD client: %s", self.context.resource, why)
+                self._refused(why)
         elif command == "fuse" and len(fds) == 1:
             error = lib.hast_fuse_add(self.pump, fds[0], int(bool(message.get("resend"))))
             if error != 0:
@@ -102,6 +103,10 @@ class Ggate:
             lib.hast_ggate_drop_clients(self.pump)
         else:
             raise ProtocolError(f"{self.context.resource}: ggate got a message that it does not know: {message}")
+
+    def _refused(self, why: str) -> None:
+        """An NBD client is not served, and is closed already."""
+        self.complaints.warning("%s: cannot serve an NBD client: %s", self.context.resource, why)
 
     def _connect(self, mode: int, from_remote: bool, map_fd: int) -> None:
         """The send and recv stages run: merge the secondary's map, and begin."""
@@ -137,7 +142,15 @@ class Ggate:
         result = lib.hast_ggate_pump(self.pump)
         self.tell()
         if result == lib.HAST_PUMP_CONTROL:
-            received = self.context.control.recv(timeout=0)
+            try:
+                received = self.context.control.recv(timeout=0)
+            except DescriptorsLostError as lost:
+                # The end of this stage would close all clients, and again when they are back. Without another message's
+                # descriptor there is nothing to go on with.
+                if lost.message.get("cmd") != "nbd":
+                    raise
+                self._refused("no descriptor is left for it")
+                return None
             if received is None:
                 return os.EX_OK  # the worker is gone
             self.command(*received)

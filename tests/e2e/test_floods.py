@@ -276,6 +276,16 @@ def test_nbd_clients_that_do_not_negotiate(node: Node) -> None:
     assert "Traceback" not in node.said()
 
 
+def served(node: Node) -> bool:
+    """Whether there is room for one more NBD client."""
+    try:
+        with nbd_client(node) as another:
+            works(another, 1)
+    except (EOFError, ConnectionError):
+        return False
+    return True
+
+
 def test_more_nbd_clients_than_can_be_served(node: Node) -> None:
     """Those that are there stay, also idle ones; the others are closed. When some leave, there is room again."""
     worker, ggate = process(node, "(primary)"), process(node, ": ggate")
@@ -289,16 +299,27 @@ def test_more_nbd_clients_than_can_be_served(node: Node) -> None:
             works(client, number)
         assert node.log.read_text().count("cannot serve an NBD client") < len(refused) // 2, "a flood in the log"
         clients[1].close()
-
-        def served() -> bool:
-            try:
-                with nbd_client(node) as another:
-                    works(another, 1)
-            except (EOFError, ConnectionError):
-                return False
-            return True
-
-        eventually(served, "there is room again")
+        eventually(lambda: served(node), "there is room again")
         works(first, 2)
     assert process(node, ": ggate") == ggate and process(node, "(primary)") == worker
     assert "Traceback" not in node.said()
+
+
+def test_nbd_clients_that_no_descriptor_is_left_for(node: Node) -> None:
+    """They are closed as well, and nobody else is. When one leaves, there is room again."""
+    ggate = process(node, ": ggate")
+    _, hard = resource.prlimit(ggate, resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as stack:
+        first, second = (stack.enter_context(RawClient(node.socket())) for _ in range(2))
+        works(first, 0)
+        works(second, 0)
+        room = max(int(entry.name) for entry in Path(f"/proc/{ggate}/fd").iterdir()) + 1
+        resource.prlimit(ggate, resource.RLIMIT_NOFILE, (room, hard))
+        clients = [stack.enter_context(RawClient(node.socket())) for _ in range(room + 8)]
+        assert all(client.closed_by_server() for client in clients[room:])
+        works(first, 1)
+        second.close()
+        eventually(lambda: served(node), "there is room again")
+        works(first, 2)
+    assert "cannot serve an NBD client: no descriptor is left for it" in node.said()
+    assert process(node, ": ggate") == ggate

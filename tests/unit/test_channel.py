@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from hast.channel import MAX_FDS, MAX_MESSAGE, Channel, ChannelClosedError, ChannelFullError, close_all
+from hast.channel import (
+    MAX_FDS,
+    MAX_MESSAGE,
+    Channel,
+    ChannelClosedError,
+    ChannelFullError,
+    DescriptorsLostError,
+    close_all,
+)
 from hast.errors import ProtocolError
 
 Pair = tuple[Channel, Channel]
@@ -73,10 +81,11 @@ def test_too_many_descriptors_are_closed_and_the_next_message_is_read(pair: Pair
     before = open_fds()
     with raw(pair[0]) as sock:
         rights = struct.pack(f"{MAX_FDS + 8}i", *[0] * (MAX_FDS + 8))
-        sock.sendmsg([b"{}"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        sock.sendmsg([b'{"n":1}'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
     pair[0].send({"next": True})
-    with pytest.raises(ProtocolError, match="descriptors were lost"):
+    with pytest.raises(DescriptorsLostError, match="descriptors were lost") as caught:
         pair[1].recv(1)
+    assert caught.value.message == {"n": 1}
     assert pair[1].recv(1) == ({"next": True}, [])
     assert open_fds() == before
 
