@@ -399,8 +399,8 @@ class Ggate(Part):
         return 0
 
     def served(self) -> bool:
-        """Does the other node stand in for what is lost here? Where it can't, the flush is going to fail, and what is read
-        from now on may be the older data, as with any disk: also before the flush has its answer."""
+        """Does the other node stand in for what is lost here? Where it can't, the flush is going to fail, and what is
+        read from now on may be the older data, as with any disk: also before the flush has its answer."""
         s = self.s
         return bool(s.connected and not s.asked & REMOTE_FAILED and (s.peer_whole or s.sync_remote))
 
