@@ -63,14 +63,14 @@ def need() -> None:
 
 
 def program() -> Path:
-    """The compiled program; made once for each version of its source, also by several test processes at a time."""
-    source = NATIVE / "faultdisk.c"
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    """The compiled program; made once for each version of its sources, also by several test processes at a time."""
+    text = b"".join(path.read_bytes() for path in sorted(NATIVE.glob("faultdisk*.[ch]")))
+    digest = hashlib.sha256(text).hexdigest()[:16]
     path = ROOT / ".build" / "native" / f"faultdisk-{digest}"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(f".{os.getpid()}")
-        compile_native(fresh, [source], "-O1")
+        compile_native(fresh, sorted(NATIVE.glob("faultdisk*.c")), "-O1")
         fresh.replace(path)
     return path
 

@@ -26,6 +26,7 @@ FULLSYNC, MEMSYNC, ASYNC = 0, 1, 2
 FREE, CLAIMED, BLOCKED, MAPWAIT, RUNNING, QUEUED, GRANTWAIT, DONE, DURABLEWAIT = range(9)
 NEED_DEGRADED, REMOTE_FAILED, MAP_FAILED, CONNECTED, SYNC_DONE, LOCAL_FAILED = 1, 2, 4, 8, 16, 32
 FLAG_ZERO, FLAG_SYNC, FLAG_MEMSYNC, FLAG_DURABLE = 1, 4, 8, 16
+EIO = 5
 
 
 @dataclass(frozen=True)
@@ -424,3 +425,19 @@ class Bench:
         self.raised &= ~SYNC_DONE
         if from_remote:
             self.current()
+
+
+def whole(mode: int = 0, **wanted: int) -> Bench:
+    """Connected, in sync, and it is known that the secondary has everything."""
+    b = Bench(mode=mode, **wanted)
+    b.synchronise()
+    for n in range(2):
+        b.whole_write(n)
+    b.whole_flush()
+    b.raised = 0
+    return b
+
+
+def own_flush(b: Bench) -> None:
+    """The flush under way, the sequencer's own or a client's that goes with it."""
+    b.done(b.seq.s.flush_running)

@@ -30,7 +30,8 @@ from tests.sim.harness import (
     WRITE,
     each_extent,
 )
-from tests.sim.model import L, Model, Op, R, require
+from tests.sim.model import Model
+from tests.sim.model_state import L, Op, R, require
 
 FLAGS = (
     "sync_on",

@@ -1,5 +1,5 @@
-"""The local component fails, or is out of date: the secondary takes its place, and nothing is acknowledged that only
-this node has (invariants 1, 2, 6 and 7; hast/ffi/seq_local.c)."""
+"""The local component fails: the secondary takes its place, and nothing is acknowledged that only this node has
+(invariants 1, 2, 6 and 7; hast/ffi/seq_local.c)."""
 
 import pytest
 
@@ -7,9 +7,9 @@ from tests.sim.harness import (
     ASYNC,
     CONNECTED,
     DURABLEWAIT,
+    EIO,
     LOCAL_FAILED,
     MAP_FAILED,
-    MAPWAIT,
     MEMSYNC,
     NEED_DEGRADED,
     READ,
@@ -17,38 +17,9 @@ from tests.sim.harness import (
     SYNC_DONE,
     WRITE,
     Bench,
+    own_flush,
+    whole,
 )
-
-EIO = 5
-
-
-def whole(mode: int = 0, **wanted: int) -> Bench:
-    """Connected, in sync, and it is known that the secondary has everything."""
-    b = Bench(mode=mode, **wanted)
-    b.synchronise()
-    for n in range(2):
-        b.whole_write(n)
-    b.whole_flush()
-    b.raised = 0
-    return b
-
-
-def old(*extents: int, connected: bool = True, **wanted: int) -> Bench:
-    """Out of date where it is marked."""
-    b = Bench(connected=False, load=sum(1 << n for n in extents), **wanted)
-    b.seq.s.sync_remote = 1
-    if connected:
-        b.connect()
-        b.done(b.seq.own_flush_slot)
-        assert b.raised == CONNECTED
-        b.raised = 0
-    return b
-
-
-def own_flush(b: Bench) -> None:
-    """The flush under way, the sequencer's own or a client's that goes with it."""
-    b.done(b.seq.s.flush_running)
-
 
 # ---- a write that fails here ----
 
@@ -270,157 +241,6 @@ def test_detached_connects_again_without_a_map_update_and_copies_nothing() -> No
     assert b.remote == [slot] and b.seq.s.sync_on == 0
 
 
-# ---- out of date ----
-
-
-def test_out_of_date_a_write_is_acknowledged_when_it_is_durable_there() -> None:
-    """The secondary may lose its power, and then its cache: this node's copy would be overwritten from there."""
-    b = old(3, mode=MEMSYNC)
-    slot = b.write(0)
-    b.settle_map()
-    b.local_done(slot)
-    b.received(slot)
-    b.remote_done(slot)
-    assert b.answers == {}
-    own_flush(b)
-    assert b.answers == {slot: 0}
-
-
-def test_out_of_date_and_alone_nothing_is_acknowledged() -> None:
-    b = old(3, 5, connected=False)
-    write, delete, read, flush = b.write(3), b.delete(4), b.read(5), b.flush()
-    here = b.read(9)
-    b.settle_map()
-    assert b.local == [here] and b.raised == 0
-    assert b.seq.bio[write].state == MAPWAIT
-    b.connect()
-    own_flush(b)
-    assert set(b.remote) == {write, delete, read} and b.answers == {flush: 0}
-
-
-def test_out_of_date_and_alone_for_too_long_is_an_error() -> None:
-    b = old(3, connected=False, nclient=16)
-    waiting = [b.write(3), b.write(3), b.read(3), b.flush()]
-    b.settle_map()
-    b.give_up()
-    assert b.answers == dict.fromkeys(waiting, EIO)
-    late = [b.write(3), b.delete(7), b.read(3), b.flush()]
-    b.settle_map()
-    assert b.answers == dict.fromkeys([*waiting, *late], EIO)
-    here = b.read(9)
-    b.local_done(here)
-    assert b.answers[here] == 0
-    b.connect()
-    b.settle_map()
-    own_flush(b)
-    assert b.seq.s.given_up == 0
-    again = b.write(3)
-    assert again in b.remote
-
-
-def test_out_of_date_what_was_under_way_when_the_secondary_is_lost_is_done_again() -> None:
-    b = old(3)
-    running, stored, blocked, read, flush = b.write(3), b.write(0), b.write(3), b.read(3), b.flush()
-    assert flush in b.local and flush in b.remote
-    b.settle_map()
-    b.local_done(running)
-    b.local_done(stored)
-    b.remote_done(stored)
-    b.disconnect()
-    b.local_done(flush)
-    assert b.answers == {} and not b.raised & NEED_DEGRADED
-    b.connect()
-    b.settle_map()
-    own_flush(b)
-    assert {running, stored} <= set(b.remote) and blocked not in b.remote and read not in b.remote
-    for slot in (running, stored):
-        b.done(slot)
-    assert running not in b.answers
-    own_flush(b)
-    own_flush(b)
-    assert b.answers[running] == b.answers[stored] == 0 and blocked in b.remote
-
-
-def test_out_of_date_the_secondary_flushes_before_it_is_read() -> None:
-    """What it has in its cache only, and would show now, it might not show after its power has failed."""
-    b = old(3, connected=False)
-    read = b.read(3)
-    b.connect()
-    own = b.seq.own_flush_slot
-    assert b.remote == [own]
-    b.local_done(own)
-    b.remote_done(own)
-    assert b.remote == [read]
-
-
-def test_a_secondary_that_fails_a_write_of_an_out_of_date_primary_gets_it_again() -> None:
-    b = old(3)
-    slot = b.write(3)
-    b.settle_map()
-    b.local_done(slot)
-    b.remote_done(slot, EIO)
-    assert b.answers == {} and b.raised == REMOTE_FAILED and slot not in b.remote
-    b.disconnect()
-    b.connect()
-    own_flush(b)
-    assert slot in b.remote
-
-
-def test_old_errors_are_not_blamed_on_a_new_connection() -> None:
-    """A write whose secondary was lost, and whose local disk is slow: the next secondary has not failed it."""
-    b = whole()
-    slot = b.write(0)
-    b.disconnect()
-    b.raised = 0
-    b.connect()
-    b.local_done(slot)
-    assert not b.raised & REMOTE_FAILED
-
-
-def test_a_failure_between_the_end_of_the_copying_and_its_being_stored() -> None:
-    """It is not forgotten when the component is taken for current."""
-    b = old(3)
-    b.seq.sync_start(True)
-    b.look()
-    [chunk] = b.remote
-    b.remote_done(chunk)
-    b.local_done(chunk)
-    own_flush(b)
-    assert b.raised & SYNC_DONE
-    b.raised = 0
-    slot = b.write(3)
-    b.local_done(slot, EIO)
-    b.remote_done(slot)
-    own_flush(b)
-    assert b.answers == {} and b.raised == LOCAL_FAILED
-    b.current()
-    assert b.answers == {}
-    read = b.read(3)
-    assert read not in b.local
-    b.outdated()
-    assert b.answers == {slot: 0} and b.seq.s.sync_remote == 1 and 3 in b.seq.sync()
-
-
-def test_extents_marked_while_connected_are_copied_without_a_new_connection() -> None:
-    b = Bench()
-    b.synchronise()
-    b.disconnect()
-    b.connect()
-    b.synchronise()
-    alone = b.write(0)
-    b.settle_map()
-    b.seq.s.peer_whole = 0
-    b.local_done(alone, EIO)
-    b.remote_done(alone)
-    assert b.answers == {alone: EIO} and b.seq.sync() == {0} and b.seq.s.sync_on == 1
-    b.seq.lib.hast_seq_sync_tick(b.seq.arena, 1000)
-    b.look()
-    [chunk] = b.local
-    b.done(chunk)
-    own_flush(b)
-    assert b.raised & SYNC_DONE and b.seq.sync() == set()
-
-
 # ---- found by the simulation of two nodes ----
 
 
@@ -452,16 +272,6 @@ def test_a_flush_after_one_that_has_failed_is_not_believed() -> None:
     assert b.answers == {first: EIO, second: EIO}
 
 
-def test_first_flush_without_the_secondary_needs_the_grant_whatever_the_map_says() -> None:
-    """A node that was secondary a moment ago has an empty map, and writes that the other one has in its cache only."""
-    b = Bench(connected=False)
-    slot = b.flush()
-    b.local_done(slot)
-    assert b.answers == {} and b.raised == NEED_DEGRADED
-    b.grant()
-    assert b.answers == {slot: 0}
-
-
 def test_a_read_that_was_to_go_there_is_done_here_when_it_need_not_be() -> None:
     """Nothing has become of the turning: this component is not out of date, and has not failed this read."""
     b = whole()
@@ -476,71 +286,6 @@ def test_a_read_that_was_to_go_there_is_done_here_when_it_need_not_be() -> None:
     assert read in b.local and read not in b.answers
     b.local_done(read)
     assert b.answers[read] == 0
-
-
-def test_who_waits_for_the_grant_needs_it_no_more_when_both_are_in_sync() -> None:
-    """The counter cannot be raised, the disk being as it is; but the secondary is back, and gets everything."""
-    b = Bench()
-    b.synchronise()
-    b.disconnect()
-    slot = b.write(0)
-    b.settle_map()
-    b.local_done(slot)
-    assert b.answers == {} and b.raised & NEED_DEGRADED
-    b.connect()
-    b.synchronise()
-    assert b.answers == {slot: 0}
-
-
-def test_who_waits_for_a_grant_that_is_not_to_be_had_is_told() -> None:
-    b = Bench(connected=False)
-    slot = b.write(0)
-    b.settle_map()
-    b.local_done(slot)
-    b.seq.lib.hast_seq_refuse_degraded(b.seq.arena)
-    b.look()
-    assert b.answers == {slot: EIO}
-    b.raised = 0
-    again = b.write(0)
-    b.local_done(again)
-    assert b.raised == NEED_DEGRADED and again not in b.answers
-
-
-def test_a_grant_that_was_asked_for_before_both_were_in_sync_is_void() -> None:
-    """The worker raises localcnt, then learns of SYNC_DONE and makes the counters equal: who comes after that has to
-    ask again. The number that goes with question and answer says so (hast/stages/ggate.py compares it)."""
-    b = Bench(connected=False)
-    slot = b.write(0)
-    b.settle_map()
-    b.local_done(slot)
-    assert b.raised & NEED_DEGRADED
-    number = b.seq.s.sync_number
-    b.raised = 0
-    b.connect()
-    b.synchronise()
-    assert b.answers == {slot: 0} and b.seq.s.sync_number != number
-    b.disconnect()
-    b.raised = 0
-    slot = b.write(0)
-    b.settle_map()
-    b.local_done(slot)
-    assert b.raised & NEED_DEGRADED and slot not in b.answers
-
-
-def test_what_is_under_way_here_alone_is_part_of_the_synchronisation() -> None:
-    """Acknowledged alone after SYNC_DONE, it could be copied to the secondary before an older one (invariant 10)."""
-    b = Bench(connected=False)
-    slot = b.write(0)
-    b.settle_map()
-    b.connect()
-    b.seq.sync_start(False)
-    b.look()
-    assert b.seq.sync() == {0}
-    for other in {*b.local, *b.remote} - {slot}:
-        b.done(other)
-    assert not b.raised & SYNC_DONE
-    b.local_done(slot)
-    assert b.seq.sync() == {0}
 
 
 def test_a_write_that_the_secondary_failed_while_it_was_to_become_the_truth() -> None:
@@ -563,20 +308,6 @@ def test_a_write_that_the_secondary_failed_while_it_was_to_become_the_truth() ->
     assert only_here in b.remote
 
 
-def test_a_flush_is_not_answered_by_a_secondary_that_has_failed_a_write_before_it() -> None:
-    b = whole(ASYNC)
-    slot = b.write(0)
-    b.local_done(slot)
-    assert b.answers == {slot: 0}
-    flush = b.flush()
-    b.local_done(flush)
-    b.remote_done(slot, EIO)
-    b.remote_done(flush)
-    assert flush not in b.answers and b.raised & NEED_DEGRADED
-    b.grant()
-    assert b.answers[flush] == 0
-
-
 def test_a_setting_to_give_the_component_up_does_not_make_a_good_flush_fail() -> None:
     b = whole()
     b.seq.s.detach_on_error = 1
@@ -586,73 +317,6 @@ def test_a_setting_to_give_the_component_up_does_not_make_a_good_flush_fail() ->
     b.done(flush)
     b.disconnect()
     assert b.answers == {failed: EIO, flush: 0}
-
-
-@pytest.mark.parametrize("mode", [0, MEMSYNC, ASYNC])
-def test_a_flush_while_the_secondary_is_brought_up_to_date_needs_the_grant(mode: int) -> None:
-    """What was acknowledged before this node was started anew may not be there: only the map speaks of it."""
-    b = Bench(mode=mode, connected=False, load=0b1)
-    b.connect()
-    b.raised = 0
-    flush = b.flush()
-    b.done(flush)
-    assert (flush in b.answers) == (mode == 0) and (b.raised == NEED_DEGRADED) == (mode != 0)
-    b.grant()
-    assert b.answers == {flush: 0}
-
-
-@pytest.mark.parametrize("mode", [0, MEMSYNC, ASYNC])
-def test_a_flush_does_not_cover_what_is_copied_after_it_was_sent(mode: int) -> None:
-    """Nothing is left to be copied when it is answered, but the secondary has flushed before."""
-    b = Bench(mode=mode, connected=False, load=0b1)
-    b.connect()
-    b.seq.sync_start(False)
-    b.look()
-    flush = b.flush()
-    if b.seq.s.flush_running != flush:
-        own_flush(b)
-    b.remote_done(flush)
-    for _ in range(64):
-        for slot in {*b.local, *b.remote} - {flush, b.seq.own_flush_slot}:
-            b.done(slot)
-    assert b.seq.s.sync_copied == 1
-    b.raised = 0
-    b.local_done(flush)
-    assert (flush in b.answers) == (mode == 0) and bool(b.raised & NEED_DEGRADED) == (mode != 0)
-
-
-def test_a_flush_when_the_secondary_is_lost_before_it_is_complete_needs_the_grant() -> None:
-    """An acknowledged write that only the map speaks of (async, before a restart) is perhaps durable here alone."""
-    b = Bench(mode=ASYNC, connected=False, load=0b1)
-    b.connect()
-    b.seq.sync_start(False)
-    b.look()
-    first, flush = b.flush(), b.flush()
-    while b.seq.s.flush_running != flush:
-        own_flush(b)  # the sequencer's, or the first one: together they say nothing of the map
-    b.local_done(flush)
-    b.disconnect()
-    assert b.raised & NEED_DEGRADED and not {first, flush} & b.answers.keys()
-
-
-def test_who_waits_for_the_grant_does_it_again_when_the_component_is_out_of_date() -> None:
-    """The question was asked before the component was given up: only what is given up has it."""
-    b = whole()
-    slot = b.write(0)
-    b.local_done(slot)
-    b.disconnect()
-    flush = b.flush()
-    b.local_done(flush)
-    assert b.raised & NEED_DEGRADED and b.answers == {}
-    number = b.seq.s.sync_number
-    b.outdated()
-    b.grant()
-    assert b.answers == {} and b.seq.s.sync_number != number
-    b.connect()
-    for _ in range(20):
-        for other in {*b.local, *b.remote}:
-            b.done(other)
-    assert b.answers == {slot: 0, flush: 0}
 
 
 def test_a_read_waits_while_it_is_decided_whose_data_counts() -> None:

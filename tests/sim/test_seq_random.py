@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from tests.sim.history import SHAPES, History
+from tests.sim.episodes import SHAPES
+from tests.sim.history import History
 
 
 @pytest.mark.parametrize("seed", range(12))

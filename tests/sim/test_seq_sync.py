@@ -282,3 +282,19 @@ def test_what_was_copied_after_the_flush_began_is_not_saved_by_it() -> None:
     b.done(own)
     b.disconnect()
     assert b.seq.sync() == before
+
+
+def test_what_is_under_way_here_alone_is_part_of_the_synchronisation() -> None:
+    """Acknowledged alone after SYNC_DONE, it could be copied to the secondary before an older one (invariant 10)."""
+    b = Bench(connected=False)
+    slot = b.write(0)
+    b.settle_map()
+    b.connect()
+    b.seq.sync_start(False)
+    b.look()
+    assert b.seq.sync() == {0}
+    for other in {*b.local, *b.remote} - {slot}:
+        b.done(other)
+    assert not b.raised & SYNC_DONE
+    b.local_done(slot)
+    assert b.seq.sync() == {0}

@@ -21,7 +21,7 @@ from hast.metadata import Metadata, Pair
 from hast.notice import AHEAD, SYNCED, Notice, heed, parse_reply
 from hast.nv import Nv, decode
 from hast.peering import Peering
-from tests.unit.test_connect import Secondary, resource
+from tests.unit.scripted_secondary import Secondary, resource
 
 TOKEN = bytes(range(16))
 ACCEPTED = pack_message(2, Nv())

@@ -1,0 +1,67 @@
+/* What the parts of the fault disk share (faultdisk.c): the disk, and a job for each operation that is asked of it. */
+#ifndef FAULTDISK_H
+#define FAULTDISK_H
+
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define MAX_WRITE (1u << 20)
+#define RULES 32
+#define SECTOR 512u
+
+struct fuse_in_header;
+
+enum kind { READ, WRITE, FLUSH, DELETE, KINDS };
+
+struct rule {
+	uint32_t kinds;			/* bit mask; 0: not in use */
+	int error;
+	int64_t count;			/* left; -1: all */
+	uint64_t from, to;
+	int half;
+};
+
+struct job {
+	struct job *next;
+	enum kind kind;
+	uint64_t unique, begin, offset, length;
+	uint32_t mode;
+	char data[];
+};
+
+struct disk {
+	int fuse, backing, log, control;
+	uint64_t size;
+	const char *mountpoint, *socket;
+	pthread_mutex_t lock;		/* what follows */
+	pthread_cond_t more;
+	struct job *head, **tail;
+	struct rule rule[RULES];
+	uint64_t delay[KINDS];		/* ms */
+	uint32_t hung;			/* mask of kinds */
+	int readonly;
+	uint64_t count[KINDS], failed;
+	pthread_mutex_t io;		/* backing and log, see the second invariant of faultdisk.c */
+};
+
+/* faultdisk.c: life. die() ends the program with errno's text; now() is CLOCK_MONOTONIC in nanoseconds. */
+void die(const char *what);
+uint64_t now(void);
+void unmount_and_end(const struct disk *d);
+
+/* faultdisk_fuse.c: what the kernel asks for. serve() is a thread. */
+void reply(const struct disk *d, uint64_t unique, int error, const void *data, size_t size);
+void mount_it(struct disk *d);
+void *serve(void *argument);
+
+/* faultdisk_jobs.c: what is done to the disk, and how it fails. work() is a thread, of several. */
+void add_job(struct disk *d, const struct fuse_in_header *in, enum kind kind, uint64_t offset, uint64_t length,
+    uint32_t mode, const char *data);
+void *work(void *argument);
+
+/* faultdisk_control.c: commands. converse() is a thread. */
+void listen_on(struct disk *d);
+void *converse(void *argument);
+
+#endif

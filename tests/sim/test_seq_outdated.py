@@ -1,0 +1,176 @@
+"""The local component is out of date: the secondary has what counts, nothing is acknowledged that only this node has
+(invariants 1, 2, 6 and 7; hast/ffi/seq_local.c)."""
+
+from tests.sim.harness import (
+    CONNECTED,
+    EIO,
+    LOCAL_FAILED,
+    MAPWAIT,
+    MEMSYNC,
+    NEED_DEGRADED,
+    REMOTE_FAILED,
+    SYNC_DONE,
+    Bench,
+    own_flush,
+    whole,
+)
+
+
+def old(*extents: int, connected: bool = True, **wanted: int) -> Bench:
+    """Out of date where it is marked."""
+    b = Bench(connected=False, load=sum(1 << n for n in extents), **wanted)
+    b.seq.s.sync_remote = 1
+    if connected:
+        b.connect()
+        b.done(b.seq.own_flush_slot)
+        assert b.raised == CONNECTED
+        b.raised = 0
+    return b
+
+
+def test_out_of_date_a_write_is_acknowledged_when_it_is_durable_there() -> None:
+    """The secondary may lose its power, and then its cache: this node's copy would be overwritten from there."""
+    b = old(3, mode=MEMSYNC)
+    slot = b.write(0)
+    b.settle_map()
+    b.local_done(slot)
+    b.received(slot)
+    b.remote_done(slot)
+    assert b.answers == {}
+    own_flush(b)
+    assert b.answers == {slot: 0}
+
+
+def test_out_of_date_and_alone_nothing_is_acknowledged() -> None:
+    b = old(3, 5, connected=False)
+    write, delete, read, flush = b.write(3), b.delete(4), b.read(5), b.flush()
+    here = b.read(9)
+    b.settle_map()
+    assert b.local == [here] and b.raised == 0
+    assert b.seq.bio[write].state == MAPWAIT
+    b.connect()
+    own_flush(b)
+    assert set(b.remote) == {write, delete, read} and b.answers == {flush: 0}
+
+
+def test_out_of_date_and_alone_for_too_long_is_an_error() -> None:
+    b = old(3, connected=False, nclient=16)
+    waiting = [b.write(3), b.write(3), b.read(3), b.flush()]
+    b.settle_map()
+    b.give_up()
+    assert b.answers == dict.fromkeys(waiting, EIO)
+    late = [b.write(3), b.delete(7), b.read(3), b.flush()]
+    b.settle_map()
+    assert b.answers == dict.fromkeys([*waiting, *late], EIO)
+    here = b.read(9)
+    b.local_done(here)
+    assert b.answers[here] == 0
+    b.connect()
+    b.settle_map()
+    own_flush(b)
+    assert b.seq.s.given_up == 0
+    again = b.write(3)
+    assert again in b.remote
+
+
+def test_out_of_date_what_was_under_way_when_the_secondary_is_lost_is_done_again() -> None:
+    b = old(3)
+    running, stored, blocked, read, flush = b.write(3), b.write(0), b.write(3), b.read(3), b.flush()
+    assert flush in b.local and flush in b.remote
+    b.settle_map()
+    b.local_done(running)
+    b.local_done(stored)
+    b.remote_done(stored)
+    b.disconnect()
+    b.local_done(flush)
+    assert b.answers == {} and not b.raised & NEED_DEGRADED
+    b.connect()
+    b.settle_map()
+    own_flush(b)
+    assert {running, stored} <= set(b.remote) and blocked not in b.remote and read not in b.remote
+    for slot in (running, stored):
+        b.done(slot)
+    assert running not in b.answers
+    own_flush(b)
+    own_flush(b)
+    assert b.answers[running] == b.answers[stored] == 0 and blocked in b.remote
+
+
+def test_out_of_date_the_secondary_flushes_before_it_is_read() -> None:
+    """What it has in its cache only, and would show now, it might not show after its power has failed."""
+    b = old(3, connected=False)
+    read = b.read(3)
+    b.connect()
+    own = b.seq.own_flush_slot
+    assert b.remote == [own]
+    b.local_done(own)
+    b.remote_done(own)
+    assert b.remote == [read]
+
+
+def test_a_secondary_that_fails_a_write_of_an_out_of_date_primary_gets_it_again() -> None:
+    b = old(3)
+    slot = b.write(3)
+    b.settle_map()
+    b.local_done(slot)
+    b.remote_done(slot, EIO)
+    assert b.answers == {} and b.raised == REMOTE_FAILED and slot not in b.remote
+    b.disconnect()
+    b.connect()
+    own_flush(b)
+    assert slot in b.remote
+
+
+def test_old_errors_are_not_blamed_on_a_new_connection() -> None:
+    """A write whose secondary was lost, and whose local disk is slow: the next secondary has not failed it."""
+    b = whole()
+    slot = b.write(0)
+    b.disconnect()
+    b.raised = 0
+    b.connect()
+    b.local_done(slot)
+    assert not b.raised & REMOTE_FAILED
+
+
+def test_a_failure_between_the_end_of_the_copying_and_its_being_stored() -> None:
+    """It is not forgotten when the component is taken for current."""
+    b = old(3)
+    b.seq.sync_start(True)
+    b.look()
+    [chunk] = b.remote
+    b.remote_done(chunk)
+    b.local_done(chunk)
+    own_flush(b)
+    assert b.raised & SYNC_DONE
+    b.raised = 0
+    slot = b.write(3)
+    b.local_done(slot, EIO)
+    b.remote_done(slot)
+    own_flush(b)
+    assert b.answers == {} and b.raised == LOCAL_FAILED
+    b.current()
+    assert b.answers == {}
+    read = b.read(3)
+    assert read not in b.local
+    b.outdated()
+    assert b.answers == {slot: 0} and b.seq.s.sync_remote == 1 and 3 in b.seq.sync()
+
+
+def test_extents_marked_while_connected_are_copied_without_a_new_connection() -> None:
+    b = Bench()
+    b.synchronise()
+    b.disconnect()
+    b.connect()
+    b.synchronise()
+    alone = b.write(0)
+    b.settle_map()
+    b.seq.s.peer_whole = 0
+    b.local_done(alone, EIO)
+    b.remote_done(alone)
+    assert b.answers == {alone: EIO} and b.seq.sync() == {0} and b.seq.s.sync_on == 1
+    b.seq.lib.hast_seq_sync_tick(b.seq.arena, 1000)
+    b.look()
+    [chunk] = b.local
+    b.done(chunk)
+    own_flush(b)
+    assert b.raised & SYNC_DONE and b.seq.sync() == set()
