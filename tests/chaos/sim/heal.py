@@ -71,7 +71,7 @@ def roles(w: World) -> Primary:
 
 def may_lead(w: World, node: int) -> bool:
     meta = w.disks[node].meta
-    return not meta.syncing or meta.prevrole is Role.PRIMARY
+    return not (meta.syncing or w.outdated[node]) or meta.prevrole is Role.PRIMARY
 
 
 def settle(w: World, node: int) -> None:
