@@ -1,8 +1,7 @@
 """A primary's connection to its secondary: made, kept, made again (docs/protocol.md sections 3 and 6).
 
 Invariants:
-- One thing at a time: the stages of an old connection are gone, and the sequencer knows it, before the next
-  attempt begins.
+- One thing at a time: an old connection is closed, and the sequencer knows it, before the next attempt begins.
 - What a handshake demands to be stored is durable before the sequencer may use the connection (where it demands nothing
   new, a disk that takes no metadata is no reason to leave the secondary, see peering.only_raised()); the peer's map is
   merged and durable before the first request (the sequencer's part).
@@ -30,7 +29,7 @@ from hast.metadata import Metadata
 from hast.notice import AHEAD, SYNCED
 from hast.peering import Peering
 from hast.pipeline import Pipeline
-from hast.stages.context import GGATE, RECV, SEND, ConnSettings
+from hast.stages.context import GGATE
 
 log = logging.getLogger(__name__)
 lib = _hast.lib
@@ -38,7 +37,7 @@ lib = _hast.lib
 STORE_SECONDS = 1.0  # between attempts to store that both nodes are in sync
 PART_SECONDS = 30.0  # for the ggate stage to take note of a connection's end
 FIRST_SECONDS = 1.0  # for the first attempt, before the primary starts alone; longer while the peer says `wait`
-GRACE_SECONDS = 0.3  # after a stage of ours has died: maybe all of this node is dying
+AGAIN_SECONDS = 0.3  # the same, after a stage of ours has died
 MODES = {
     "fullsync": lib.HAST_MODE_FULLSYNC,
     "memsync": lib.HAST_MODE_MEMSYNC,
@@ -88,11 +87,10 @@ class Link:
         self.owner = owner
         self.peering = Peering(virgin=virgin)
         self.address = str(owner.resource.remote)
-        self._up = False  # send and recv stages run, or are being started
+        self._up = False  # the ggate stage was given a connection
         self._partings = 0  # disconnects that the sequencer was told and has not answered
         self._parted = asyncio.Event()
         self._lost = asyncio.Event()
-        self._grace = 0.0  # seconds before the sequencer hears of it
         self._was_syncing = False  # before the handshake in force
         self._said: set[str] = set()  # why there is no connection, since there was one
         self._keeper: asyncio.Task[None] | None = None
@@ -128,7 +126,7 @@ class Link:
                 made = await self._connect()
             if resume:
                 self._check_same_history(made)
-            await self._establish(made)
+            self._establish(made)
         except TakenOverError:
             raise
         except TimeoutError:
@@ -145,7 +143,7 @@ class Link:
                 patient = connect_patiently(
                     self.owner.resource, metadata, virgin=self.peering.virgin, keepmap=self.owner.keepmap()
                 )
-                await self._establish(await self._checked(patient, metadata))
+                self._establish(await self._checked(patient, metadata))
             except HastError as late:
                 self._complain(late)
         except HastError as error:
@@ -181,12 +179,11 @@ class Link:
             began = loop.time()
             if self._up:
                 await self._lost.wait()
-                await asyncio.sleep(self._grace)
                 await self._take_down(loop.time() - began)
                 pause = self.peering.pause
             await asyncio.sleep(pause)
             try:
-                await self._establish(await self._connect())
+                self._establish(await self._connect())
             except HastError as error:
                 self._complain(error)
                 self.peering = peering.failed(self.peering)
@@ -204,8 +201,9 @@ class Link:
             log.error(MISMATCH_ADVICE, *[self.owner.resource.name] * 2)
         log.warning("%s", error)
 
-    async def _establish(self, made: Established) -> None:
-        """Give a connection whose handshake is done to the stages."""
+    def _establish(self, made: Established) -> None:
+        """Give a connection whose handshake is done to the ggate stage. Nothing is waited for since the counters were
+        compared: the other node has decided by what is true."""
         resource, agreement, before = self.owner.resource, made.agreement, self.owner.metadata()
         metadata, stored = before, False
         try:
@@ -213,17 +211,18 @@ class Link:
             self.peering, metadata = peering.agreed(self.peering, agreement)
             self._store(metadata)
             stored = True
-            conns = {SEND: self._settings(made.out.fileno()), RECV: self._settings(made.incoming.fileno())}
-            # Before they run: one of them may say at once that the connection is lost, and says it once.
+            message = {
+                "cmd": "connect",
+                "mode": MODES[self.peering.mode(resource.replication)],
+                "from_remote": metadata.syncing,
+                "conn": self._settings(),
+            }
             self._lost.clear()
+            with _memory(agreement.map or b"") as map_fd:
+                fds = (map_fd, made.incoming.fileno(), made.out.fileno())
+                self.owner.pipeline.send(GGATE, message, fds)
             self._up = True
-            await self.owner.pipeline.start(RECV, SEND, conns=conns)
-            if self.owner.metadata() != metadata:
-                # Something was written alone since: the other node has decided by counters that are not true any more.
-                await self.owner.pipeline.kill(SEND, RECV)
-                raise TemporaryError(f"{resource.name}: counters changed after the handshake, trying again")
         except BaseException:
-            self._up = False
             if stored or metadata.syncing != before.syncing:  # else the next attempt to store anything mends it
                 self._unused()
             self.peering, _ = peering.lost(self.peering)  # it had not been told to anybody
@@ -232,10 +231,6 @@ class Link:
             made.close()
         self._said.clear()
         self._session = Session(made.route, agreement.token, agreement.hast)
-        mode = self.peering.mode(resource.replication)
-        with _memory(agreement.map or b"") as map_fd:
-            message = {"cmd": "connect", "mode": MODES[mode], "from_remote": metadata.syncing}
-            self.owner.pipeline.send(GGATE, message, (map_fd,))
 
     def _store(self, metadata: Metadata) -> None:
         """What was agreed on is durable, or there was nothing new, on a disk that does not even take that again: the
@@ -247,11 +242,17 @@ class Link:
                 raise
             self._complain(error)
 
-    def _settings(self, fd: int) -> ConnSettings:
+    def _settings(self) -> dict[str, Any]:
+        """Those of ConnSettings, but for the sockets."""
         resource = self.owner.resource
-        return ConnSettings(fd, self.peering.version, resource.compression, resource.checksum, float(resource.timeout))
+        return {
+            "version": self.peering.version,
+            "compression": resource.compression,
+            "checksum": resource.checksum,
+            "timeout": float(resource.timeout),
+        }
 
-    # ---- what the stages say ----
+    # ---- what the ggate stage says ----
 
     def sequencer(self, bits: int, to_sync: int) -> None:
         """Events of the sequencer; to_sync: extents that are to be copied."""
@@ -327,14 +328,10 @@ class Link:
         for hook in hooks:
             self.owner.hook(hook)
 
-    def lose(self, why: str, *, died: bool = False, unused: bool = False) -> None:
-        """The connection is lost, or not to be trusted any more.
-
-        died: a stage of ours did, and maybe all of this node is dying: a counter that is raised in its last moment
-        would make a split-brain of that. unused: the sequencer has not begun to use it."""
+    def lose(self, why: str, *, unused: bool = False) -> None:
+        """The connection is lost, or not to be trusted any more. unused: the sequencer has not begun to use it."""
         if not self._up or self._lost.is_set():
             return
-        self._grace = GRACE_SECONDS if died else 0.0
         if unused:
             self._unused()
         log.warning("%s: connection to %s lost: %s", self.owner.resource.name, self.address, why)
@@ -351,9 +348,8 @@ class Link:
             self.owner.fail(error)
 
     async def _take_down(self, lasted: float = 0.0) -> None:
-        """End the connection's stages, then tell the sequencer: nothing comes from the secondary any more. Until it has
+        """Close the connection, and have the sequencer know it: nothing comes from the secondary any more. Until it has
         answered, what it pushes is for this connection, and there must not be another one that takes it."""
-        await self.owner.pipeline.kill(SEND, RECV)
         self._partings += 1
         self._parted.clear()
         self.owner.pipeline.send(GGATE, {"cmd": "disconnect"})
@@ -443,10 +439,22 @@ class Link:
             self._keeper = None
         self._down()
 
-    def resume(self) -> None:
-        """Make a connection and keep it, as soon as it can be had: the pipeline runs, without one."""
+    async def resume(self, at_once: bool = False) -> None:
+        """Make a connection and keep it, as soon as it can be had: the pipeline runs, without one. at_once: there was
+        one a moment ago; this returns when it is made again, or after AGAIN_SECONDS.
+
+        Who goes on without it at once counts as alone what the secondary would have had; and where all of this node is
+        dying, a counter that is raised in its last moment makes a split-brain of that."""
         self._partings = 0  # a new ggate stage
         self._lost.clear()
+        if at_once:
+            try:
+                async with asyncio.timeout(AGAIN_SECONDS):
+                    self._establish(await self._connect())
+            except TimeoutError:
+                pass
+            except HastError as error:
+                self._complain(error)
         self._start_keeper(0.0)
 
 

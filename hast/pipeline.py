@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from hast.channel import Channel, ChannelClosedError, Message
@@ -27,8 +27,7 @@ from hast.shm.arena import Arena, Geometry
 from hast.stages import disk as disk_stage
 from hast.stages import ggate as ggate_stage
 from hast.stages import recv as recv_stage
-from hast.stages import send as send_stage
-from hast.stages.context import DISK, GGATE, RECV, SEND, STAGE_NAMES, ConnSettings, DiskSettings, StageContext
+from hast.stages.context import DISK, GGATE, RECV, STAGE_NAMES, ConnSettings, DiskSettings, StageContext
 from hast.stages.launch import Child, Entry, start_stage
 
 log = logging.getLogger(__name__)
@@ -40,7 +39,6 @@ END_SECONDS = 10.0  # for a stage to finish what is under way and to end
 ENTRIES: dict[int, Entry] = {
     GGATE: ggate_stage.run,
     DISK: disk_stage.run,
-    SEND: send_stage.run,
     RECV: recv_stage.run,
 }
 
@@ -118,14 +116,14 @@ class Pipeline:
             self._bells[stage] = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         return self.arena
 
-    async def start(self, *stages: int, conns: Mapping[int, ConnSettings] | None = None) -> None:
-        """Start these stages, consumers first, and wait until they report; conns are the connections of send and recv.
+    async def start(self, *stages: int, conn: ConnSettings | None = None) -> None:
+        """Start these stages, consumers first, and wait until they report; conn is the connection of recv.
 
         Raises HastError; none of them runs then.
         """
         try:
             for stage in stages:
-                self._fork(stage, (conns or {}).get(stage))
+                self._fork(stage, conn if stage == RECV else None)
             async with asyncio.timeout(UP_SECONDS):
                 await asyncio.gather(*(self.stages[stage].up for stage in stages))
         except TimeoutError:

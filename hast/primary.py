@@ -35,7 +35,7 @@ from hast.metadata import Metadata
 from hast.outage import DETACHED, Outage
 from hast.pipeline import END_SECONDS, Pipeline, PipelineSettings, component_settings
 from hast.reload import Action, action, changed_settings
-from hast.stages.context import DISK, GGATE, RECV, SEND
+from hast.stages.context import DISK, GGATE
 
 log = logging.getLogger(__name__)
 lib = _hast.lib
@@ -378,9 +378,6 @@ class Primary:
 
     def _stage_death(self, stage: int, what: str) -> None:
         """A stage is gone: take the pipeline down and up again, the device stays (its requests are issued anew)."""
-        if stage in (SEND, RECV) and self.link is not None:
-            self.link.lose(what, died=True)
-            return
         now = time.monotonic()
         self.restarts = [*(t for t in self.restarts if now - t < RESTART_WINDOW), now]
         if self.failed.done() or (self.restarting is not None and not self.restarting.done()):
@@ -395,14 +392,15 @@ class Primary:
         assert self.pipeline is not None
         async with self.turn:
             try:
+                connected = self.link is not None and self.link.connected
                 if self.link is not None:
                     await self.link.pause()
                 await self.pipeline.close()
                 await self._start_stages()
+                if self.link is not None:
+                    await self.link.resume(at_once=connected)
                 self._serve_device(resend=True)
                 self._serve_waiting()
-                if self.link is not None:
-                    self.link.resume()
                 log.warning("%s: its stages run again", self.resource.name)
             except HastError as error:
                 self._fail(error)
@@ -438,7 +436,7 @@ class Primary:
         self.link = None
         if self.resource.remote is not None:
             self.link = Link(self._owner(), virgin)
-            self.link.resume()
+            await self.link.resume()
 
     # ---- status ----
 
@@ -528,7 +526,7 @@ class Primary:
         await self.pipeline.stop(GGATE, seconds=seconds)
         if self.link is not None:
             await self.link.pause()
-        await self.pipeline.stop(SEND, RECV, DISK, seconds=seconds)
+        await self.pipeline.stop(DISK, seconds=seconds)
 
 
 STATUS_FIELDS = frozenset(StatusEntry.__dataclass_fields__)

@@ -36,7 +36,7 @@ from hast.pipeline import Pipeline, PipelineSettings, component_settings
 from hast.promotion import discarding
 from hast.reload import Action, action, changed_settings
 from hast.sockio import watch, write_all
-from hast.stages.context import DISK, RECV, SEND, ConnSettings
+from hast.stages.context import DISK, RECV, ConnSettings
 
 log = logging.getLogger(__name__)
 
@@ -194,20 +194,25 @@ class Secondary:
         self._token, self._keepmap = request.token, request.keepmap
         self.pipeline = Pipeline(self._settings(), self._stage_message, self._stage_death)
         self.pipeline.create()
-        version = int(message["version"])
-        conns = {
-            RECV: self._conn(incoming.fileno(), version, SILENCE_SECONDS),
-            SEND: self._conn(out.fileno(), version, float(self.resource.timeout)),
-        }
-        await self.pipeline.start(DISK, SEND, RECV, conns=conns)
+        conn = self._conn(incoming.fileno(), out.fileno(), int(message["version"]))
+        await self.pipeline.start(DISK, RECV, conn=conn)
         self.connected = True
         log.info("%s: connected from %s", self.resource.name, self.peer)
         self._hook("connect")
 
-    def _conn(self, fd: int, version: int, timeout: float) -> ConnSettings:
+    def _conn(self, incoming: int, out: int, version: int) -> ConnSettings:
         assert self.component is not None
         resource = self.resource
-        return ConnSettings(fd, version, resource.compression, resource.checksum, timeout, self.component.sectorsize)
+        return ConnSettings(
+            incoming,
+            out,
+            version,
+            resource.compression,
+            resource.checksum,
+            timeout=float(resource.timeout),
+            silence=SILENCE_SECONDS,
+            sector=self.component.sectorsize,
+        )
 
     def _settings(self) -> PipelineSettings:
         assert self.component is not None and self.metadata is not None
@@ -316,7 +321,7 @@ class Secondary:
         if pipeline is None:
             return
         if pipeline.runs(DISK):
-            await pipeline.stop(RECV, DISK, SEND)
+            await pipeline.stop(RECV, DISK)
         await pipeline.close()
         if self.connected:
             self.connected = False

@@ -2,7 +2,8 @@
 hops.
 
 A bio's stamps have names: "p.disk.out" is when the primary's disk stage had done it, "s.send.first.sending" when the
-secondary's send stage began to send the first reply to a memsync write. Hops overlap where work does: a write is on its
+secondary began to send the first reply to a memsync write. (send and recv are in the ggate stage on a primary, in the
+recv stage on a secondary.) Hops overlap where work does: a write is on its
 way to the disk and to the secondary at once.
 """
 
@@ -128,17 +129,17 @@ ORIGIN = "p.ggate.woke"
 HOPS = (
     Hop(P, "ggate", "awake: reads the request", ORIGIN, "p.ggate.admit"),
     Hop(P, "ggate", "sequencer", "p.ggate.admit", "p.ggate.in"),
-    Hop(P, "ggate", "wakes disk and send", "p.ggate.in", "p.ggate.rang"),
+    Hop(P, "ggate", "wakes disk", "p.ggate.in", "p.ggate.rang"),
     Hop(P, "ggate", "writes, instead of disk", "p.ggate.start", "p.ggate.did"),
     Hop(P, "disk", "is reached", "p.ggate.admit", "p.disk.in"),
     Hop(P, "disk", "queued there", "p.disk.in", "p.disk.start"),
     Hop(P, "disk", "writes", "p.disk.start", "p.disk.out"),
-    Hop(P, "send", "is reached", "p.ggate.admit", "p.send.in"),
+    Hop(P, "send", "its turn", "p.ggate.admit", "p.send.in"),
     Hop(P, "send", "lays out", "p.send.in", "p.send.in.sending"),
     Hop(P, "send", "sendmsg", "p.send.in.sending", "p.send.in.sent"),
     Hop(S, "recv", "is reached, over TCP", "p.send.in.sending", "s.recv.in.got"),
     Hop(S, "recv", "reads the request", "s.recv.in.got", "s.recv.in"),
-    Hop(S, "send", "is reached: first reply", "s.recv.in", "s.send.first"),
+    Hop(S, "send", "its turn: first reply", "s.recv.in", "s.send.first"),
     Hop(S, "send", "lays out: first reply", "s.send.first", "s.send.first.sending"),
     Hop(P, "recv", "is reached: first reply", "s.send.first.sending", "p.recv.first.got"),
     Hop(P, "recv", "reads the first reply", "p.recv.first.got", "p.recv.first"),
@@ -147,7 +148,7 @@ HOPS = (
     Hop(S, "disk", "queued there", "s.disk.in", "s.disk.start"),
     Hop(S, "disk", "writes", "s.disk.start", "s.disk.out"),
     Hop(S, "recv", "is reached: done", "s.disk.out", "s.recv.out"),
-    Hop(S, "send", "is reached: last reply", "s.recv.out", "s.send.in"),
+    Hop(S, "send", "its turn: last reply", "s.recv.out", "s.send.in"),
     Hop(S, "send", "lays out: last reply", "s.send.in", "s.send.in.sending"),
     Hop(P, "recv", "is reached: last reply", "s.send.in.sending", "p.recv.in.got"),
     Hop(P, "recv", "reads the last reply", "p.recv.in.got", "p.recv.in"),

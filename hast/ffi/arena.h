@@ -39,7 +39,8 @@ enum hast_stage_id {
 	HAST_STAGES
 };
 
-/* Primary: the sequencer is ggate. Secondary: recv takes the sequencer's part in DISK, SEND and their DONEs. */
+/* Primary: the sequencer is ggate, and so are send and recv (link.c). Secondary: recv takes the sequencer's part in DISK, SEND and
+   their DONEs, and sends as well. */
 enum hast_ring_id {
 	HAST_RING_DISK,			/* sequencer -> disk */
 	HAST_RING_SEND,			/* sequencer -> send */
@@ -86,7 +87,7 @@ struct hast_bio {
 	int32_t error[2];		/* per component: 0 or a positive errno, written by the component's stage */
 	uint32_t request;		/* the device's own, not touched by the sequencer */
 	uint32_t part_next;		/* the device's own: next part of the same request */
-	uint64_t sent;			/* primary, the send stage: seq that it has taken; no reply is believed before */
+	uint64_t sent;			/* primary: the seq that was laid out to be sent; no reply is believed before */
 	uint64_t pad1;
 	/* The sequencer's own line. */
 	uint64_t order;			/* arrival among mutations */

@@ -30,6 +30,7 @@ HEADERS = [
     "wire.h",
     "lzf.h",
     "disk.h",
+    "conn.h",
     "ggate.h",
 ]
 

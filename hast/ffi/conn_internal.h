@@ -1,4 +1,4 @@
-/* What the files of the connection share: conn.c, send.c, recv.c, recv_primary.c, recv_secondary.c. */
+/* What the files of the connection share: conn.c, link.c, send.c, recv.c, recv_primary.c, recv_secondary.c; and ggate.c. */
 #ifndef HAST_CONN_INTERNAL_H
 #define HAST_CONN_INTERNAL_H
 
@@ -17,48 +17,62 @@
 
 /* ---- conn.c ---- */
 
+/* One of the two connections. */
 struct conn {
 	struct hast_conn_options opt;
 	struct hast_arena *arena;
-	struct hast_doorbell *bell;
 	struct hast_stage_line *line;
 	uint32_t nslots;
+	int fd;
 	int error;			/* why it is lost; 0: it is not */
-	uint8_t told;			/* HAST_PUMP_LOST was returned */
-	uint8_t finishing;
-	uint8_t control;		/* the control socket has something */
-	uint8_t rang;			/* what ended the last wait */
-	short revents;			/* what the last wait said of the connection */
 	char why[CONN_WHY];
 };
 
-/* How long something lasts, measured only while nothing else happens. */
+/* How long something lasts, looked at in ticks. */
 struct conn_timer {
 	int64_t since;			/* ms */
 	int running;
 };
 
 /* 0, or -EINVAL when arena or options cannot be. */
-int conn_init(struct conn *c, void *arena, const struct hast_conn_options *options, uint32_t stage);
+int conn_init(struct conn *c, void *arena, const struct hast_conn_options *options, uint32_t stage, int fd);
 /* How the peer is called in sentences. */
 const char *conn_peer(const struct conn *c);
 /* The connection is at its end; the first reason stands. Always -1. */
 int conn_lost(struct conn *c, int error, const char *format, ...) __attribute__((format(printf, 3, 4)));
 /* Because poll() says so. */
 void conn_hung_up(struct conn *c);
-/* Waits for the bell, the control socket and events of the connection (0: none but its end; -1: not at all). 0 or -errno. */
-int conn_wait(struct conn *c, int events, int timeout_ms);
-/* What to wait at most for a timer of so many ms. */
+/* ms between two looks at a timer of so many ms. */
 int conn_tick(uint32_t limit_ms);
-/* Starts the timer if it does not run. 1 when it has run for so long, but for a tick: the one before it was started. */
+/* Called in ticks while something lasts: 1 when it has for limit_ms at least. Whoever ends it clears t->running. */
 int conn_timer_due(struct conn_timer *t, uint32_t limit_ms);
 /* ms, of a clock that is cheap to read and a few ms behind. */
 int64_t conn_now(void);
 void conn_count(uint64_t *counter, uint64_t more);
-/* HAST_PUMP_LOST (once), HAST_PUMP_CONTROL, or 0. */
-int conn_result(struct conn *c);
+
+/* ---- send.c ---- */
+
+struct hast_send;
+
+/* NULL and errno on failure. */
+struct hast_send *send_new(void *arena, const struct hast_conn_options *options);
+void send_free(struct hast_send *s);
+/* Sends what is in RING_SEND, as far as the socket takes it. 0, HAST_PUMP_BROKEN or -errno. */
+int send_step(struct hast_send *s);
+/* What poll() is to look for; -1: nothing at all. */
+short send_wants(const struct hast_send *s);
+void send_event(struct hast_send *s, short revents);
+/* A tick has passed. */
+void send_tick(struct hast_send *s);
+/* 1 when there is something to be sent and nothing in the way. */
+int send_ready(struct hast_send *s);
+/* 1 when all is sent, or never will be. */
+int send_idle(struct hast_send *s);
+const struct conn *send_conn(const struct hast_send *s);
 
 /* ---- recv.c ---- */
+
+struct hast_recv;
 
 /* What a role made of the message at the beginning of the buffer. */
 enum recv_message {
@@ -100,13 +114,13 @@ struct hast_recv {
 	uint8_t *buffer;
 	uint32_t begin, end;		/* what is in the buffer */
 	uint8_t readable;		/* the socket may have more */
+	uint8_t finishing;		/* nobody waits for more */
 	uint8_t ended;			/* nothing more is read */
 	uint8_t deaf;			/* nor is anything in the buffer looked at: it is not a stream of messages any more */
 	uint8_t large;			/* the last message's data was */
 	uint8_t starved;		/* a message waits in the buffer for a slot */
 	uint8_t event;			/* HAST_PUMP_EVENT is to be returned */
 	uint8_t broken;			/* the shared memory holds nonsense */
-	uint32_t looked;		/* turns since the control socket was looked at */
 	/* Data on its way past the buffer. */
 	struct hast_wire_data info;
 	uint8_t *scratch;		/* compressed data */
@@ -117,10 +131,43 @@ struct hast_recv {
 
 extern const struct recv_role recv_primary_role, recv_secondary_role;
 
+/* NULL and errno on failure. */
+struct hast_recv *recv_new(void *arena, const struct hast_conn_options *options);
+void recv_free(struct hast_recv *r);
+/* Takes what is in the rings and, with one call, what the socket has; wakes others. 0, HAST_PUMP_EVENT, HAST_PUMP_BROKEN or
+   -errno. */
+int recv_step(struct hast_recv *r);
+/* As those of send. */
+short recv_wants(const struct hast_recv *r);
+void recv_event(struct hast_recv *r, short revents);
+void recv_tick(struct hast_recv *r);
+int recv_ready(struct hast_recv *r);
+
 /* 0 or -errno. */
 int recv_primary_new(struct hast_recv *r);
 int recv_secondary_new(struct hast_recv *r);
 /* 1 when data of this size is to be waited for in the buffer. */
 int recv_gathers(uint32_t size, uint32_t behind);
+/* Secondary: see conn.h. */
+void recv_direct(struct hast_recv *r, int fd);
+uint32_t recv_free_slots(const struct hast_recv *r);
+
+/* ---- link.c: for a stage with a wait of its own ---- */
+
+/* What a turn does. 0, HAST_PUMP_EVENT (secondary), HAST_PUMP_BROKEN or -errno. */
+int link_receive(struct hast_link *l);
+int link_send(struct hast_link *l);
+/* 1, once, when the connection is lost. */
+int link_lost(struct hast_link *l);
+/* 1 when there is no reason to wait. */
+int link_ready(struct hast_link *l);
+/* What poll() is to look for at both; -1: nothing at all. And what it has found. */
+void link_wants(const struct hast_link *l, short *in, short *out);
+void link_events(struct hast_link *l, short in, short out);
+/* Called after each wait, which may be this many ms. */
+void link_clock(struct hast_link *l);
+int link_patience(const struct hast_link *l);
+/* 1 when all is sent, or never will be. */
+int link_idle(struct hast_link *l);
 
 #endif

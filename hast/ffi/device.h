@@ -126,7 +126,7 @@ void hast_req_end(struct hast_ggate *g, struct hast_req *req);
 /* A write that is given up in the middle (protocol error): no more parts will come; it ends when those under way are answered. */
 void hast_req_abort(struct hast_ggate *g, struct hast_req *req);
 
-/* ---- the stage: ggate.c ---- */
+/* ---- the stage: ggate.c, port.c ---- */
 
 struct hast_arena *hast_ggate_arena(struct hast_ggate *g);
 /* 1 while no new request may be taken; a port has its resume() called when that is over. */

@@ -1,6 +1,7 @@
 /*
- * The ggate stage's pump. One turn: take completions, answer requests, let those go on who waited, send what is queued, ring
- * the other stages, then wait for rings and descriptors. Everything a turn has produced goes out in one go at its end.
+ * The ggate stage's pump. One turn: take replies and completions, send requests to the secondary, ring the disk stage, answer
+ * requests, let those go on who waited, send what is queued, then wait for rings and descriptors. Everything a turn has produced
+ * goes out in one go at its end.
  */
 #include "ggate.h"
 
@@ -11,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "conn_internal.h"
 #include "ggate_internal.h"
 #include "pump.h"
 #include "trace.h"
@@ -31,7 +33,7 @@ watch(struct hast_ggate *g, int fd, void *who, uint32_t events)
 }
 
 struct hast_ggate *
-hast_ggate_new(void *arena, int own_bell, int control, int disk_bell, int send_bell, int sync_bell)
+hast_ggate_new(void *arena, int own_bell, int control, int disk_bell)
 {
 	struct hast_ggate *g = calloc(1, sizeof(*g));
 	uint32_t nclient = ((struct hast_arena *)arena)->geo.nclient;
@@ -42,11 +44,7 @@ hast_ggate_new(void *arena, int own_bell, int control, int disk_bell, int send_b
 	g->seq = hast_arena_seq(arena);
 	g->own_bell = own_bell;
 	g->control = control;
-	for (int i = 0; i < HAST_STAGES; i++)
-		g->bell[i] = -1;
-	g->bell[HAST_STAGE_DISK] = disk_bell;
-	g->bell[HAST_STAGE_SEND] = send_bell;
-	g->bell[HAST_STAGE_SYNC] = sync_bell;
+	g->disk_bell = disk_bell;
 	hast_direct_init(&g->direct, g->arena, -1);
 	g->nbd_slots_max = nclient > 4 * FUSE_RESERVE ? nclient - FUSE_RESERVE : nclient - nclient / 4;
 	g->req = calloc(GGATE_REQS, sizeof(*g->req));
@@ -65,196 +63,37 @@ hast_ggate_new(void *arena, int own_bell, int control, int disk_bell, int send_b
 	return g;
 }
 
-static void
-port_close(struct hast_ggate *g, struct hast_port *port)
-{
-	int fd = port->fd;
-
-	/* First the parts that the port has claimed and not submitted, then the requests that they belong to. */
-	port->ops->closed(g, port);
-	request_orphan(g, port);
-	if (port->starved)
-		g->nstarved--;
-	if (port->is_fuse)
-		g->device_error = port->error != 0 ? port->error : ENODEV;
-	else
-		g->nclients--;
-	/* Not left to close(): the worker may have the same open file, which would keep it in epoll. */
-	(void)epoll_ctl(g->epoll, EPOLL_CTL_DEL, fd, NULL);
-	(void)close(fd);
-	free(port);
-}
-
 void
 hast_ggate_free(struct hast_ggate *g)
 {
 	if (g == NULL)
 		return;
-	while (g->ports != NULL) {
-		struct hast_port *port = g->ports;
-
-		g->ports = port->next;
-		port_close(g, port);
-	}
+	ports_close(g);
+	hast_ggate_disconnect(g);
 	if (g->epoll >= 0)
 		(void)close(g->epoll);
 	free(g->req);
 	free(g);
 }
 
-/* ---- ports ---- */
-
-static uint32_t
-wanted(const struct hast_ggate *g, const struct hast_port *port)
-{
-	uint32_t events = 0;
-
-	if (!port->paused && !port->starved && (!g->frozen || port->midway))
-		events |= EPOLLIN;
-	if (port->want_write)
-		events |= EPOLLOUT;
-	return events;
-}
-
-int
-hast_port_add(struct hast_ggate *g, struct hast_port *port)
-{
-	struct epoll_event ev = { .events = wanted(g, port), .data.ptr = port };
-
-	if (epoll_ctl(g->epoll, EPOLL_CTL_ADD, port->fd, &ev) == -1)
-		return -errno;
-	port->armed = ev.events;
-	if (port->limit == 0)
-		port->limit = g->arena->geo.nclient / (port->is_fuse ? 1 : 4);
-	g->nclients += !port->is_fuse;
-	port->next = g->ports;
-	g->ports = port;
-	return 0;
-}
-
-void
-hast_port_rearm(struct hast_ggate *g, struct hast_port *port)
-{
-	struct epoll_event ev = { .events = wanted(g, port), .data.ptr = port };
-
-	if (port->dead || ev.events == port->armed)
-		return;
-	if (epoll_ctl(g->epoll, EPOLL_CTL_MOD, port->fd, &ev) == -1)
-		hast_port_kill(g, port, errno);
-	port->armed = ev.events;
-}
-
-void
-hast_port_dirty(struct hast_ggate *g, struct hast_port *port)
-{
-	if (port->dirty)
-		return;
-	port->dirty = 1;
-	port->next_dirty = g->dirty;
-	g->dirty = port;
-}
-
-void
-hast_port_kill(struct hast_ggate *g, struct hast_port *port, int error)
-{
-	if (port->dead)
-		return;
-	port->dead = 1;
-	port->error = error;
-	g->ndead++;
-}
-
-void
-port_starve(struct hast_ggate *g, struct hast_port *port)
-{
-	if (port->starved)
-		return;
-	port->starved = 1;
-	g->nstarved++;
-	hast_port_rearm(g, port);
-}
-
-static void
-port_result(struct hast_ggate *g, struct hast_port *port, int result)
-{
-	if (result < 0)
-		hast_port_kill(g, port, -result);
-}
-
-/* What came back in this turn may be what a port or a request has waited for. */
-static void
-feed_starved(struct hast_ggate *g)
-{
-	g->freed = 0;
-	if (g->stalled_head != NULL)
-		request_unstall(g);
-	if (g->nstarved == 0)
-		return;
-	for (struct hast_port *port = g->ports; port != NULL; port = port->next) {
-		if (!port->starved || port->dead)
-			continue;
-		port->starved = 0;
-		g->nstarved--;
-		port_result(g, port, port->ops->resume(g, port));
-		hast_port_rearm(g, port);
-	}
-}
-
-static void
-flush_ports(struct hast_ggate *g)
-{
-	while (g->dirty != NULL) {
-		struct hast_port *port = g->dirty;
-
-		g->dirty = port->next_dirty;
-		port->dirty = 0;
-		hast_trace(g->arena, HAST_STAGE_GGATE, HAST_TRACE_SENDING, 0);
-		if (!port->dead)
-			port_result(g, port, port->ops->flush(g, port));
-		hast_trace(g->arena, HAST_STAGE_GGATE, HAST_TRACE_SENT, 0);
-	}
-}
-
-static void
-bury(struct hast_ggate *g)
-{
-	for (struct hast_port **at = &g->ports; *at != NULL && g->ndead > 0;) {
-		struct hast_port *port = *at;
-
-		if (!port->dead) {
-			at = &port->next;
-			continue;
-		}
-		*at = port->next;
-		g->ndead--;
-		port_close(g, port);
-	}
-}
-
 /* ---- the turn ---- */
 
+/* What the sequencer has pushed goes its way. late: answers are out. 0 or what the pump is to return. */
 static int
-ring_bells(struct hast_ggate *g)
+pass_on(struct hast_ggate *g, int late)
 {
-	static const struct { int ring, stage; } to[] = {
-		{ HAST_RING_DISK, HAST_STAGE_DISK },
-		{ HAST_RING_SEND, HAST_STAGE_SEND },
-		{ HAST_RING_SYNC, HAST_STAGE_SYNC },
-	};
 	uint32_t pushed = g->seq->pushed;
+	int result = 0;
 
 	g->seq->pushed = 0;
-	for (size_t i = 0; pushed != 0 && i < sizeof(to) / sizeof(to[0]); i++) {
-		int stage = to[i].stage, error;
-
-		if ((pushed & 1u << to[i].ring) == 0 || g->bell[stage] == -1)
-			continue;
-		error = hast_doorbell_ring(&g->arena->bell[stage], g->bell[stage]);
-		if (error != 0)
-			return error;
+	/* First the other node: it takes longest. But not where clients do not wait for it. */
+	if (g->link != NULL && (late || g->seq->mode != HAST_MODE_ASYNC))
+		result = link_send(g->link);
+	if (result == 0 && (pushed & 1u << HAST_RING_DISK) != 0 && g->disk_bell != -1) {
+		result = hast_doorbell_ring(&g->arena->bell[HAST_STAGE_DISK], g->disk_bell);
 		hast_trace(g->arena, HAST_STAGE_GGATE, HAST_TRACE_RANG, 0);
 	}
-	return 0;
+	return result;
 }
 
 /* What may be done here. 0 or HAST_PUMP_BROKEN. */
@@ -292,6 +131,19 @@ direct_ready(struct hast_ggate *g)
 	return hast_ring_ready(hast_arena_ring(g->arena, HAST_RING_DIRECT)) != 0;
 }
 
+/* 0 or what somebody has to decide. */
+static int
+verdict(struct hast_ggate *g)
+{
+	if (g->device_error != 0)
+		return HAST_PUMP_DEVICE;
+	if (g->link != NULL && link_lost(g->link))
+		return HAST_PUMP_LOST;
+	if (g->seq->events != 0)
+		return HAST_PUMP_EVENT;
+	return g->frozen && hast_ggate_quiet(g) ? HAST_PUMP_QUIET : 0;
+}
+
 /* Everything that can be done without waiting. 0 or why the pump has to come back. */
 static int
 turn(struct hast_ggate *g)
@@ -299,10 +151,13 @@ turn(struct hast_ggate *g)
 	int error;
 
 	do {
+		error = g->link != NULL ? link_receive(g->link) : 0;
+		if (error != 0)
+			return error;
 		if (hast_seq_drain(g->arena) < 0 || g->seq->broken)
 			return HAST_PUMP_BROKEN;
 		/* First the others, who work meanwhile. */
-		error = ring_bells(g);
+		error = pass_on(g, 0);
 		if (error == 0)
 			error = direct_io(g);
 		if (error != 0)
@@ -311,43 +166,22 @@ turn(struct hast_ggate *g)
 		/* A slot answered early, before the secondary had done it, comes back from the sequencer alone. */
 		if (g->freed || g->seq->freed != g->freed_seen) {
 			g->freed_seen = g->seq->freed;
-			feed_starved(g);
+			ports_feed(g);
 		}
-		flush_ports(g);
+		ports_flush(g);
 		if (g->ndead > 0)
-			bury(g);
+			ports_bury(g);
 	} while ((g->freed && (g->stalled_head != NULL || g->nstarved > 0)) || direct_ready(g));
-	error = ring_bells(g);
-	if (error != 0)
-		return error;
-	if (g->device_error != 0)
-		return HAST_PUMP_DEVICE;
-	if (g->seq->events != 0)
-		return HAST_PUMP_EVENT;
-	return g->frozen && hast_ggate_quiet(g) ? HAST_PUMP_QUIET : 0;
+	error = pass_on(g, 1);
+	return error != 0 ? error : verdict(g);
 }
 
 static int
 completions_ready(struct hast_ggate *g)
 {
-	return hast_ring_ready(hast_arena_ring(g->arena, HAST_RING_DISK_DONE)) != 0 ||
-	    hast_ring_ready(hast_arena_ring(g->arena, HAST_RING_RECV_DONE)) != 0 ||
-	    hast_ring_ready(hast_arena_ring(g->arena, HAST_RING_SEND_DONE)) != 0;
-}
-
-static void
-port_event(struct hast_ggate *g, struct hast_port *port, uint32_t events)
-{
-	if (port->dead)
-		return;
-	if ((events & EPOLLOUT) != 0)
-		port_result(g, port, port->ops->writable(g, port));
-	if (port->dead)
-		return;
-	if ((events & EPOLLIN) != 0 && (port->armed & EPOLLIN) != 0)
-		port_result(g, port, port->ops->readable(g, port));
-	else if ((events & (EPOLLHUP | EPOLLERR)) != 0)
-		hast_port_kill(g, port, ECONNRESET);
+	if (hast_ring_ready(hast_arena_ring(g->arena, HAST_RING_DISK_DONE)) != 0)
+		return 1;
+	return g->link != NULL && link_ready(g->link);
 }
 
 /* Milliseconds to wait at most; -1: no limit. */
@@ -377,15 +211,41 @@ tell_time(struct hast_ggate *g)
 	g->sync_ms = ms;
 }
 
+static void
+take_event(struct hast_ggate *g, const struct epoll_event *ev)
+{
+	if (ev->data.ptr == &g->own_bell || ggate_link_event(g, ev->data.ptr, ev->events))
+		return;
+	if (ev->data.ptr == &g->control)
+		g->control_ready = 1;
+	else
+		port_event(g, ev->data.ptr, ev->events);
+}
+
+/* Nothing but time has passed since the last events. */
+static void
+idle(struct hast_ggate *g, int timeout)
+{
+	g->idle_ms += timeout;
+	if (g->idle_ms < IDLE_MS)
+		return;
+	g->idle_ms = 0;
+	(void)hast_seq_idle(g->arena);
+}
+
 static int
 wait_for_events(struct hast_ggate *g)
 {
 	struct hast_doorbell *bell = &g->arena->bell[HAST_STAGE_GGATE];
 	struct hast_stage_line *line = &g->arena->stage[HAST_STAGE_GGATE];
 	struct epoll_event ev[EVENTS];
-	int timeout = patience(g);
-	int n;
+	int timeout = patience(g), quiet = timeout == IDLE_MS;
+	int n = g->link != NULL ? ggate_link_arm(g) : 0;
 
+	if (n != 0)
+		return n;
+	if (g->link != NULL && (timeout == -1 || timeout > link_patience(g->link)))
+		timeout = link_patience(g->link);
 	hast_doorbell_announce(bell);
 	if (completions_ready(g))
 		timeout = 0;
@@ -401,16 +261,14 @@ wait_for_events(struct hast_ggate *g)
 	/* Where the disk stage is to run: on this processor a wake-up costs a tenth of what it costs across. */
 	line->extra[0] = (uint64_t)(sched_getcpu() + 1);
 	tell_time(g);
-	if (n == 0 && timeout == IDLE_MS)
-		(void)hast_seq_idle(g->arena);
-	for (int i = 0; i < n; i++) {
-		if (ev[i].data.ptr == &g->own_bell)
-			continue;
-		if (ev[i].data.ptr == &g->control)
-			g->control_ready = 1;
-		else
-			port_event(g, ev[i].data.ptr, ev[i].events);
-	}
+	if (n > 0 || !quiet || timeout == 0)
+		g->idle_ms = 0;
+	else
+		idle(g, timeout);
+	for (int i = 0; i < n; i++)
+		take_event(g, &ev[i]);
+	if (g->link != NULL)
+		link_clock(g->link);
 	return 0;
 }
 
@@ -490,5 +348,5 @@ hast_ggate_device_error(const struct hast_ggate *g)
 int
 hast_ggate_quiet(struct hast_ggate *g)
 {
-	return g->nreqs == 0 && hast_seq_quiet(g->arena);
+	return g->nreqs == 0 && hast_seq_quiet(g->arena) && (g->link == NULL || link_idle(g->link));
 }

@@ -1,21 +1,30 @@
-/* The ggate stage's pump: serves the ports (NBD clients, the FUSE channel) and runs the sequencer. */
+/* The ggate stage's pump: serves the ports (NBD clients, the FUSE channel), runs the sequencer, and speaks with the secondary. */
 #ifndef HAST_GGATE_H
 #define HAST_GGATE_H
 
 #include <stdint.h>
 
+#include "conn.h"
+
 /* cffi: begin */
 struct hast_ggate;
 
-/* The stage's context; its epoll descriptor is its own. disk_bell, send_bell, sync_bell: eventfds of the others, -1
-   where there is none. NULL and errno on failure. */
-struct hast_ggate *hast_ggate_new(void *arena, int own_bell, int control, int disk_bell, int send_bell,
-    int sync_bell);
+/* The stage's context; its epoll descriptor is its own. disk_bell: eventfd of the disk stage, -1 where there is none. NULL and
+   errno on failure. */
+struct hast_ggate *hast_ggate_new(void *arena, int own_bell, int control, int disk_bell);
 void hast_ggate_free(struct hast_ggate *g);
 /* The component, without O_DIRECT: what takes no waiting there is done by this stage itself (direct.h). -1: not any more. */
 void hast_ggate_direct(struct hast_ggate *g, int fd);
 /* Runs until something has to be decided: enum hast_pump_result or -errno. */
 int hast_ggate_pump(struct hast_ggate *g);
+/* The connection to the secondary, whose requests the sequencer is about to push (hast_seq_connect()); options as in conn.h, those of
+   a primary, without bells. It owns the two descriptors from then on. 0 or -errno (EISCONN: there is one already). */
+int hast_ggate_connect(struct hast_ggate *g, const struct hast_conn_options *options);
+/* Closes it, if there is one. What it has received is in RING_RECV_DONE. */
+void hast_ggate_disconnect(struct hast_ggate *g);
+/* Why HAST_PUMP_LOST was returned, which it is once for each connection: an errno, and a sentence for people. */
+int hast_ggate_lost(const struct hast_ggate *g);
+const char *hast_ggate_why(const struct hast_ggate *g);
 /* Number of NBD clients now. */
 uint32_t hast_ggate_clients(struct hast_ggate *g);
 /* Takes no more requests (0: again); answers go on. */

@@ -1,6 +1,5 @@
 /*
- * The recv stage's pump: bytes of a connection into messages, for both roles; recv_primary.c and recv_secondary.c know what
- * they mean.
+ * What is received: bytes of a connection into messages, for both roles; recv_primary.c and recv_secondary.c know what they mean.
  *
  * One buffer takes many small messages with one call. Large data goes past it, straight into the slab where it belongs (or into
  * the scratch buffer when it is compressed), and what comes behind it begins in the buffer again.
@@ -74,7 +73,7 @@ receive(struct hast_recv *r)
 	if (r->want > 0)
 		iov[msg.msg_iovlen++] = (struct iovec){ r->raw, r->want };
 	iov[msg.msg_iovlen++] = (struct iovec){ r->buffer + r->end, room };
-	n = recvmsg(r->c.opt.fd, &msg, MSG_DONTWAIT);
+	n = recvmsg(r->c.fd, &msg, MSG_DONTWAIT);
 	hast_trace(r->c.arena, HAST_STAGE_RECV, HAST_TRACE_GOT, 0);
 	/* Less than there was room for: the socket is empty, and poll() says when it is not. */
 	r->readable = n > 0 && (uint32_t)n == r->want + room;
@@ -165,7 +164,7 @@ take_all(struct hast_recv *r)
 	while (taken == RECV_TAKEN);
 	if (taken == RECV_END)
 		r->deaf = r->ended = 1;
-	if (!r->ended && !r->c.finishing)
+	if (!r->ended && !r->finishing)
 		return;
 	/* The rest of it will never come, or nobody waits for it. */
 	r->ended = 1;
@@ -177,7 +176,7 @@ take_all(struct hast_recv *r)
 	}
 }
 
-/* ---- the turn ---- */
+/* ---- for link.c ---- */
 
 static int
 reading(const struct hast_recv *r)
@@ -185,9 +184,8 @@ reading(const struct hast_recv *r)
 	return !r->ended && !r->starved;
 }
 
-/* 0 or what the pump is to return. */
-static int
-turn(struct hast_recv *r)
+int
+recv_step(struct hast_recv *r)
 {
 	int error;
 
@@ -204,55 +202,42 @@ turn(struct hast_recv *r)
 	return HAST_PUMP_EVENT;
 }
 
-static int
-wait_turn(struct hast_recv *r)
+int
+recv_ready(struct hast_recv *r)
 {
-	uint32_t limit = r->c.opt.timeout_ms;
-	int expecting = !r->ended && r->role->expecting(r);
-	int timeout = r->ended ? -1 : conn_tick(limit), error;
+	return (r->readable && reading(r)) || r->role->ready(r);
+}
 
-	r->looked = 0;
-	hast_doorbell_announce(r->c.bell);
-	if ((r->readable && reading(r)) || r->role->ready(r))
-		timeout = 0;
-	error = conn_wait(&r->c, reading(r) ? POLLIN : -1, timeout);
-	hast_trace(r->c.arena, HAST_STAGE_RECV, HAST_TRACE_WOKE, 0);
-	if (error != 0)
-		return error;
-	if (r->c.revents != 0)
+short
+recv_wants(const struct hast_recv *r)
+{
+	return reading(r) ? POLLIN : -1;
+}
+
+void
+recv_event(struct hast_recv *r, short revents)
+{
+	if (revents != 0)
 		r->readable = 1;
-	else if (!expecting)
+}
+
+void
+recv_tick(struct hast_recv *r)
+{
+	uint32_t limit = r->c.opt.secondary ? r->c.opt.silence_ms : r->c.opt.timeout_ms;
+
+	if (r->c.error != 0 || r->ended)
+		return;
+	if (r->readable || !r->role->expecting(r))
 		r->silence.running = 0;
-	else if (!r->readable && !r->c.rang && conn_timer_due(&r->silence, limit))
+	else if (conn_timer_due(&r->silence, limit))
 		(void)conn_lost(&r->c, ETIMEDOUT, "%s has %s for %g s", conn_peer(&r->c),
 		    r->c.opt.secondary ? "sent nothing" : "answered nothing", limit / 1000.0);
-	if (r->c.error == 0 && !r->ended && r->role->late != NULL && r->role->late(r))
+	if (r->c.error == 0 && r->role->late != NULL && r->role->late(r))
 		(void)conn_lost(&r->c, ETIMEDOUT, "%s has had a request for %g s without answering it", conn_peer(&r->c),
 		    limit / 1000.0);
 	if (r->c.error != 0)
 		r->ended = 1;
-	return 0;
-}
-
-int
-hast_recv_pump(struct hast_recv *r)
-{
-	for (;;) {
-		int result = turn(r);
-
-		conn_count(&r->c.line->heartbeat, 1);
-		if (result == 0)
-			result = conn_result(&r->c);
-		if (result == 0 && r->c.finishing && r->role->idle(r))
-			result = HAST_PUMP_QUIET;
-		if (result != 0)
-			return result;
-		if (r->readable && reading(r) && ++r->looked < CONN_LOOK)
-			continue;
-		result = wait_turn(r);
-		if (result != 0)
-			return result;
-	}
 }
 
 /* ---- life ---- */
@@ -274,18 +259,18 @@ set_up(struct hast_recv *r)
 }
 
 struct hast_recv *
-hast_recv_new(void *arena, const struct hast_conn_options *options)
+recv_new(void *arena, const struct hast_conn_options *options)
 {
 	struct hast_recv *r = calloc(1, sizeof(*r));
 	int error;
 
 	if (r == NULL)
 		return NULL;
-	error = conn_init(&r->c, arena, options, HAST_STAGE_RECV);
+	error = conn_init(&r->c, arena, options, HAST_STAGE_RECV, options->in);
 	if (error == 0)
 		error = set_up(r);
 	if (error != 0) {
-		hast_recv_free(r);
+		recv_free(r);
 		errno = -error;
 		return NULL;
 	}
@@ -293,34 +278,14 @@ hast_recv_new(void *arena, const struct hast_conn_options *options)
 }
 
 void
-hast_recv_free(struct hast_recv *r)
+recv_free(struct hast_recv *r)
 {
 	if (r == NULL)
 		return;
 	if (r->role != NULL)
 		r->role->free(r);
-	if (r->c.line != NULL)
-		__atomic_store_n(&r->c.line->state, 0, __ATOMIC_RELAXED);
 	hast_transform_free(r->transform);
 	free(r->buffer);
 	free(r->scratch);
 	free(r);
-}
-
-void
-hast_recv_finish(struct hast_recv *r)
-{
-	r->c.finishing = 1;
-}
-
-int
-hast_recv_error(const struct hast_recv *r)
-{
-	return r->c.error;
-}
-
-const char *
-hast_recv_why(const struct hast_recv *r)
-{
-	return r->c.why;
 }

@@ -152,6 +152,8 @@ primary_bells(struct hast_recv *r)
 	if (!r->primary->pushed)
 		return 0;
 	r->primary->pushed = 0;
+	if (r->c.opt.seq_bell == -1)
+		return 0;
 	return hast_doorbell_ring(&r->c.arena->bell[HAST_STAGE_GGATE], r->c.opt.seq_bell);
 }
 

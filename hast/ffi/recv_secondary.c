@@ -36,7 +36,7 @@ struct recv_secondary {
 	uint32_t nactive;
 	uint32_t queue_head, queue_tail;
 	uint32_t flushing;		/* the flush that is with the disk, or HAST_NONE */
-	uint8_t to_disk, to_send;	/* something was pushed */
+	uint8_t to_disk;		/* something was pushed */
 	struct hast_direct direct;
 	uint32_t *here;			/* active, and to be tried here before they go to disk */
 	uint32_t nhere;
@@ -44,11 +44,17 @@ struct recv_secondary {
 };
 
 static void
-push(struct hast_recv *r, struct hast_ring *ring, uint32_t entry, uint8_t *pushed)
+push(struct hast_recv *r, struct hast_ring *ring, uint32_t entry)
 {
 	if (hast_ring_push(ring, entry) != 1)
 		r->broken = 1;
-	*pushed = 1;
+}
+
+static void
+push_disk(struct hast_recv *r, uint32_t slot)
+{
+	push(r, r->secondary->disk, slot);
+	r->secondary->to_disk = 1;
 }
 
 /* ---- slots ---- */
@@ -80,7 +86,7 @@ static void
 answer(struct hast_recv *r, uint32_t slot)
 {
 	r->secondary->item[slot].state = REPLY;
-	push(r, r->secondary->send, slot, &r->secondary->to_send);
+	push(r, r->secondary->send, slot);
 }
 
 /* ---- order ---- */
@@ -102,7 +108,7 @@ to_disk(struct hast_recv *r, uint32_t slot)
 	if (s->direct.fd >= 0 && hast_direct_may(&s->bio[slot]))
 		s->here[s->nhere++] = slot;
 	else
-		push(r, s->disk, slot, &s->to_disk);
+		push_disk(r, slot);
 }
 
 static void
@@ -302,7 +308,7 @@ secondary_payload(struct hast_recv *r, const uint8_t *wire)
 	}
 	hast_trace(r->c.arena, HAST_STAGE_RECV, HAST_TRACE_IN, bio->seq);
 	if ((bio->flags & HAST_BIO_MEMSYNC) != 0)
-		push(r, s->send, r->slot | HAST_EVENT_RECEIVED, &s->to_send);
+		push(r, s->send, r->slot | HAST_EVENT_RECEIVED);
 	submit(r, r->slot);
 	return r->broken ? RECV_END : RECV_TAKEN;
 }
@@ -370,7 +376,7 @@ do_here(struct hast_recv *r)
 
 		hast_trace(r->c.arena, HAST_STAGE_RECV, HAST_TRACE_START, s->bio[slot].seq);
 		if (!hast_direct_try(&s->direct, &s->bio[slot], hast_arena_slab(r->c.arena, slot))) {
-			push(r, s->disk, slot, &s->to_disk);
+			push_disk(r, slot);
 			continue;
 		}
 		hast_trace(r->c.arena, HAST_STAGE_RECV, HAST_TRACE_DID, s->bio[slot].seq);
@@ -388,13 +394,9 @@ secondary_bells(struct hast_recv *r)
 
 	do_here(r);
 	__atomic_store_n(&s->seq->inuse, s->nslots - s->nfree, __ATOMIC_RELAXED);
-	if (s->to_send)
-		error = hast_doorbell_ring(&bell[HAST_STAGE_SEND], r->c.opt.send_bell);
-	if (s->to_disk && error == 0)
+	if (s->to_disk)
 		error = hast_doorbell_ring(&bell[HAST_STAGE_DISK], r->c.opt.disk_bell);
-	s->to_send = s->to_disk = 0;
-	/* The send stage rings for slots only while this is set. Before the doorbell is announced. */
-	__atomic_store_n(&r->c.line->extra[1], r->starved, __ATOMIC_RELAXED);
+	s->to_disk = 0;
 	/* Where the disk stage is to run: on this processor a wake-up costs a tenth of what it costs across. */
 	__atomic_store_n(&r->c.line->extra[0], (uint64_t)(sched_getcpu() + 1), __ATOMIC_RELAXED);
 	return error;
@@ -495,20 +497,14 @@ const struct recv_role recv_secondary_role = {
 };
 
 void
-hast_recv_direct(struct hast_recv *r, int fd)
+recv_direct(struct hast_recv *r, int fd)
 {
 	if (r->secondary != NULL)
 		hast_direct_init(&r->secondary->direct, r->c.arena, fd);
 }
 
-int
-hast_recv_first(const struct hast_recv *r)
-{
-	return r->secondary != NULL && r->secondary->first;
-}
-
 uint32_t
-hast_recv_free_slots(const struct hast_recv *r)
+recv_free_slots(const struct hast_recv *r)
 {
 	return r->secondary != NULL ? r->secondary->nfree : 0;
 }

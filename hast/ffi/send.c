@@ -1,5 +1,5 @@
 /*
- * The send stage's pump: requests of the primary on the first connection, replies of the secondary on the second.
+ * What is sent: requests of the primary on the first connection, replies of the secondary on the second.
  *
  * What is in RING_SEND is laid out as one batch, as many messages as one sendmsg() may well take: headers side by side in a
  * buffer, data where it is (a slab, the zeros), or in the scratch buffer where it was compressed. A batch is sent to its last
@@ -224,7 +224,7 @@ transmit(struct hast_send *s)
 
 	hast_trace(s->c.arena, HAST_STAGE_SEND, HAST_TRACE_SENDING, 0);
 	do
-		n = sendmsg(s->c.opt.fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+		n = sendmsg(s->c.fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
 	while (n == -1 && errno == EINTR);
 	if (n == -1 && errno != EAGAIN) {
 		(void)conn_lost(&s->c, errno, "cannot send to %s: %s", conn_peer(&s->c), strerror(errno));
@@ -239,7 +239,7 @@ transmit(struct hast_send *s)
 	s->blocked = s->left > 0;
 }
 
-/* The slots of the batch are free. 0, HAST_PUMP_BROKEN (the ring has room for all) or -errno. */
+/* The slots of the batch are free. 0 or HAST_PUMP_BROKEN: the ring has room for all. */
 static int
 publish(struct hast_send *s)
 {
@@ -248,13 +248,7 @@ publish(struct hast_send *s)
 	if (n == 0)
 		return 0;
 	s->ndone = 0;
-	if (hast_ring_push_some(s->done_ring, s->done, n) != (int)n)
-		return HAST_PUMP_BROKEN;
-	/* Not to be woken for slots while it has some. Its announcement comes after this word, the push before this fence. */
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	if (__atomic_load_n(&s->c.arena->stage[HAST_STAGE_RECV].extra[1], __ATOMIC_RELAXED) == 0)
-		return 0;
-	return hast_doorbell_ring(&s->c.arena->bell[HAST_STAGE_RECV], s->c.opt.recv_bell);
+	return hast_ring_push_some(s->done_ring, s->done, n) == (int)n ? 0 : HAST_PUMP_BROKEN;
 }
 
 /* The secondary's replies that nobody will get: their slots go back all the same. */
@@ -283,10 +277,11 @@ discard(struct hast_send *s)
 	return result;
 }
 
-/* ---- the turn ---- */
+/* ---- for link.c ---- */
 
-static int
-turn(struct hast_send *s)
+/* A batch that is sent as a whole is followed by the next one, but not for ever: others wait. */
+int
+send_step(struct hast_send *s)
 {
 	for (uint32_t n = 0; n < CONN_LOOK && !s->blocked && s->c.error == 0; n++) {
 		int result;
@@ -305,18 +300,42 @@ turn(struct hast_send *s)
 	return s->c.error != 0 ? discard(s) : 0;
 }
 
-static int
-idle(struct hast_send *s)
+int
+send_idle(struct hast_send *s)
 {
 	return s->c.error != 0 || (s->left == 0 && hast_ring_ready(s->ring) == 0);
 }
 
-/* Nothing has happened for a tick. */
-static void
-time_passes(struct hast_send *s)
+int
+send_ready(struct hast_send *s)
+{
+	return !s->blocked && (s->c.error == 0 || s->c.opt.secondary) && hast_ring_ready(s->ring) != 0;
+}
+
+short
+send_wants(const struct hast_send *s)
+{
+	if (s->c.error != 0)
+		return -1;
+	return s->blocked ? POLLOUT | POLLRDHUP : POLLRDHUP;
+}
+
+void
+send_event(struct hast_send *s, short revents)
+{
+	if ((revents & ~POLLOUT) != 0)
+		conn_hung_up(&s->c);
+	else if (revents != 0)
+		s->blocked = 0;
+}
+
+void
+send_tick(struct hast_send *s)
 {
 	const struct hast_conn_options *opt = &s->c.opt;
 
+	if (s->c.error != 0)
+		return;
 	if (s->blocked) {
 		if (conn_timer_due(&s->stuck, opt->timeout_ms))
 			(void)conn_lost(&s->c, ETIMEDOUT, "%s has taken no data for %g s", conn_peer(&s->c),
@@ -327,50 +346,10 @@ time_passes(struct hast_send *s)
 	}
 }
 
-static int
-wait_turn(struct hast_send *s)
+const struct conn *
+send_conn(const struct hast_send *s)
 {
-	const struct hast_conn_options *opt = &s->c.opt;
-	int lost = s->c.error != 0, timeout = -1, error;
-
-	if (s->blocked)
-		timeout = conn_tick(opt->timeout_ms);
-	else if (!opt->secondary && !lost)
-		timeout = conn_tick(opt->keepalive_ms);
-	if (!s->blocked && (!lost || opt->secondary)) {
-		hast_doorbell_announce(s->c.bell);
-		if (hast_ring_ready(s->ring) != 0)
-			timeout = 0;
-	}
-	error = conn_wait(&s->c, lost ? -1 : s->blocked ? POLLOUT | POLLRDHUP : POLLRDHUP, timeout);
-	hast_trace(s->c.arena, HAST_STAGE_SEND, HAST_TRACE_WOKE, 0);
-	if (error != 0 || lost)
-		return error;
-	if ((s->c.revents & ~POLLOUT) != 0)
-		conn_hung_up(&s->c);
-	else if (s->c.revents != 0)
-		s->blocked = 0;
-	else if (!s->c.rang && timeout != 0)
-		time_passes(s);
-	return 0;
-}
-
-int
-hast_send_pump(struct hast_send *s)
-{
-	for (;;) {
-		int result = turn(s);
-
-		conn_count(&s->c.line->heartbeat, 1);
-		if (result == 0)
-			result = conn_result(&s->c);
-		if (result == 0 && s->c.finishing && idle(s))
-			result = HAST_PUMP_QUIET;
-		if (result == 0)
-			result = wait_turn(s);
-		if (result != 0)
-			return result;
-	}
+	return &s->c;
 }
 
 /* ---- life ---- */
@@ -392,18 +371,18 @@ set_up(struct hast_send *s)
 }
 
 struct hast_send *
-hast_send_new(void *arena, const struct hast_conn_options *options)
+send_new(void *arena, const struct hast_conn_options *options)
 {
 	struct hast_send *s = calloc(1, sizeof(*s));
 	int error;
 
 	if (s == NULL)
 		return NULL;
-	error = conn_init(&s->c, arena, options, HAST_STAGE_SEND);
+	error = conn_init(&s->c, arena, options, HAST_STAGE_SEND, options->out);
 	if (error == 0)
 		error = set_up(s);
 	if (error != 0) {
-		hast_send_free(s);
+		send_free(s);
 		errno = -error;
 		return NULL;
 	}
@@ -411,34 +390,14 @@ hast_send_new(void *arena, const struct hast_conn_options *options)
 }
 
 void
-hast_send_free(struct hast_send *s)
+send_free(struct hast_send *s)
 {
 	if (s == NULL)
 		return;
 	if (s->zeros != NULL && s->zeros != MAP_FAILED)
 		(void)munmap(s->zeros, s->c.arena->geo.slab_size);
-	if (s->c.line != NULL)
-		__atomic_store_n(&s->c.line->state, 0, __ATOMIC_RELAXED);
 	hast_transform_free(s->transform);
 	free(s->head);
 	free(s->scratch);
 	free(s);
-}
-
-void
-hast_send_finish(struct hast_send *s)
-{
-	s->c.finishing = 1;
-}
-
-int
-hast_send_error(const struct hast_send *s)
-{
-	return s->c.error;
-}
-
-const char *
-hast_send_why(const struct hast_send *s)
-{
-	return s->c.why;
 }

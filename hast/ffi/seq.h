@@ -217,7 +217,7 @@ void hast_seq_local_refused(struct hast_arena *a);
 void hast_seq_current(struct hast_arena *a);
 /* Out of date and without the secondary for too long: whoever waits for it is told, and so is everybody until it is there. */
 void hast_seq_give_up(struct hast_arena *a);
-/* The secondary is gone, and the send and recv stages with it; their rings have been drained. */
+/* The secondary is gone, and the connection is closed; what it has received is drained. */
 void hast_seq_disconnect(struct hast_arena *a);
 /* A quiet moment: clears extents that may be cleared. 1 when it started some I/O. */
 int hast_seq_idle(struct hast_arena *a);

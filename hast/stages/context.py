@@ -36,16 +36,19 @@ class DiskSettings:
 
 @dataclass(frozen=True)
 class ConnSettings:
-    """A connection to the peer, for the send or the recv stage. fd: the stream socket; version as negotiated;
-    compression and checksum as in hast.conf, for what is sent; timeout in seconds: how long the peer may leave us
-    waiting; sector in bytes, of a secondary's component; max_io in bytes: the largest read or write that a secondary
-    takes; keepalive in seconds: the silence after which a primary sends one."""
+    """A connection to the peer, which is two stream sockets: fd_in, where it sends, and fd_out, where it receives.
+    version as negotiated; compression and checksum as in hast.conf, for what is sent; timeout in seconds: how long the
+    peer may leave us waiting; silence in seconds: how long a primary may be silent; sector in bytes, of a secondary's
+    component; max_io in bytes: the largest read or write that a secondary takes; keepalive in seconds: the silence
+    after which a primary sends one."""
 
-    fd: int
+    fd_in: int
+    fd_out: int
     version: int
     compression: str
     checksum: str
     timeout: float
+    silence: float = 20.0
     sector: int = 512
     max_io: int = 1 << 20
     keepalive: float = 10.0
@@ -57,7 +60,7 @@ class StageContext:
 
     resource and role name it in messages and titles; stage is its number (GGATE...); bells are the eventfds of all
     running stages by number; disk is set for the disk stage, and for the one that decides what it is to do (ggate, a
-    secondary's recv), which does itself what takes no waiting; conn for send and recv. lock: the component's
+    secondary's recv), which does itself what takes no waiting; conn for recv. lock: the component's
     descriptor, which every stage keeps: its lock says that stages of the last worker still live. serves_device: a block
     device of this machine stands on this stage, so it must not wait for the machine's own memory to be written back.
     """
@@ -83,7 +86,7 @@ class StageContext:
         if self.disk is not None:
             fds.add(self.disk.fd)
         if self.conn is not None:
-            fds.add(self.conn.fd)
+            fds |= {self.conn.fd_in, self.conn.fd_out}
         if self.lock >= 0:
             fds.add(self.lock)
         return fds

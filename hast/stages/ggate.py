@@ -1,14 +1,17 @@
-"""The ggate stage: serves the devices and runs the sequencer; between two events all of it happens in C.
+"""The ggate stage: serves the devices, runs the sequencer, speaks with the secondary; between two events all of it
+happens in C.
 
 What the worker tells it: {"cmd": "nbd", "flags": n} with a client's socket, {"cmd": "fuse", "resend": bool} with the
 FUSE channel, {"cmd": "grant", "number": that of the event}: localcnt is raised and durable, {"cmd": "refuse_grant"}: it
 cannot be, {"cmd": "outdated"}, {"cmd": "detach"}, {"cmd": "refused"}: what became of a local failure,
-{"cmd": "current"}, {"cmd": "give_up"}: see seq.h, {"cmd": "settings",
+{"cmd": "current"}, {"cmd": "give_up"}: see seq.h, {"cmd": "connect", "mode": n, "from_remote": bool, "conn": what
+ConnSettings has} with the secondary's map and both sockets, {"cmd": "disconnect"}: it is lost, {"cmd": "settings",
 "sync_rate": n, "metaflush": 0 or 1, "detach_on_error": 0 or 1}: other ones from now on, {"cmd": "stop"}: answer what
 is under way, then end, {"cmd": "drop"}: close the NBD clients that still hold that up.
 What it tells the worker: {"event": "up"}, {"event": "seq", "bits": n, "dirty": extents,
 "detach": bool, "number": of synchronisations that are complete}: the sequencer wants a decision,
 {"event": "unjoined", "why": sentence}: the connection cannot be used now, and nothing has come of it,
+{"event": "lost", "errno": n, "why": sentence}: the connection is of no use any more, once for each,
 {"event": "disconnected"}: the answer to {"cmd": "disconnect"}, what is pushed from now on is for another connection,
 {"event": "device", "errno": n}: the block device's channel is gone.
 """
@@ -25,7 +28,8 @@ from hast.complaints import Complaints
 from hast.errors import ProtocolError, SystemCallError
 from hast.ffi import _hast
 from hast.stages import protect
-from hast.stages.context import DISK, GGATE, SEND, SYNC, StageContext
+from hast.stages.connection import options, tell_lost
+from hast.stages.context import DISK, GGATE, ConnSettings, StageContext
 
 ffi, lib = _hast.ffi, _hast.lib
 log = logging.getLogger(__name__)
@@ -51,12 +55,7 @@ class Ggate:
         self.complaints = Complaints(log)
         bells = context.bells
         self.pump = lib.hast_ggate_new(
-            context.arena.c,
-            bells[GGATE],
-            context.control.fileno(),
-            bells.get(DISK, -1),
-            bells.get(SEND, -1),
-            bells.get(SYNC, -1),
+            context.arena.c, bells[GGATE], context.control.fileno(), bells.get(DISK, -1)
         )
         if self.pump == ffi.NULL:
             raise SystemCallError(f"{context.resource}: cannot set up the ggate stage: {os.strerror(ffi.errno)}")
@@ -92,9 +91,10 @@ class Ggate:
         elif command == "stop":
             self.stopping = True
             lib.hast_ggate_freeze(self.pump, 1)
-        elif command == "connect" and len(fds) == 1:
-            self._connect(int(str(message["mode"])), bool(message["from_remote"]), fds[0])
+        elif command == "connect" and len(fds) == 3:
+            self._connect(message, *fds)
         elif command == "disconnect":
+            lib.hast_ggate_disconnect(self.pump)
             if lib.hast_seq_drain(self.context.arena.c) < 0:
                 raise ProtocolError(f"{self.context.resource}: a completion of the secondary makes no sense")
             lib.hast_seq_disconnect(self.context.arena.c)
@@ -108,21 +108,32 @@ class Ggate:
         """An NBD client is not served, and is closed already."""
         self.complaints.warning("%s: cannot serve an NBD client: %s", self.context.resource, why)
 
-    def _connect(self, mode: int, from_remote: bool, map_fd: int) -> None:
-        """The send and recv stages run: merge the secondary's map, and begin."""
+    def _connect(self, message: dict[str, Any], map_fd: int, fd_in: int, fd_out: int) -> None:
+        """Merge the secondary's map, and begin to use the connection."""
         size = self.context.arena.geometry.mapsize
         activemap = os.pread(map_fd, size, 0)
         os.close(map_fd)
+        from_remote = bool(message["from_remote"])
         if from_remote and not self.seq.sync_remote and (self.seq.nactive or self.seq.grant_head != lib.HAST_NONE):
             # They would be acknowledged, then overwritten. Counted first, they make a split-brain, which is the truth.
             why = "the secondary has newer data, and writes are under way here that it does not have"
-            self.context.control.send({"event": "unjoined", "why": why})
+            self._unjoined(why, fd_in, fd_out)
             return
-        self.seq.mode = mode
+        settings = ConnSettings(fd_in, fd_out, **message["conn"])
+        error = lib.hast_ggate_connect(self.pump, options(self.context, settings))
+        if error != 0:
+            self._unjoined(f"cannot use the connection: {os.strerror(-error)}", fd_in, fd_out)
+            return
+        self.seq.mode = int(message["mode"])
         self.from_remote = from_remote
         # From now on, and not only when the copying begins: what the merged map marks is old here.
         self.seq.sync_remote = int(from_remote)
         lib.hast_seq_connect(self.context.arena.c, activemap if len(activemap) == size else ffi.NULL)
+
+    def _unjoined(self, why: str, *fds: int) -> None:
+        for fd in fds:
+            os.close(fd)
+        self.context.control.send({"event": "unjoined", "why": why})
 
     def tell(self) -> None:
         """Report what has come about while the pump ran."""
@@ -156,6 +167,8 @@ class Ggate:
             self.command(*received)
         elif result == lib.HAST_PUMP_QUIET:
             return os.EX_OK
+        elif result == lib.HAST_PUMP_LOST:
+            tell_lost(self.context, lib.hast_ggate_lost(self.pump), lib.hast_ggate_why(self.pump))
         elif result == lib.HAST_PUMP_DEVICE:
             error = lib.hast_ggate_device_error(self.pump)
             self.context.control.send({"event": "device", "errno": error})

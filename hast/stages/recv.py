@@ -1,37 +1,83 @@
-"""The recv stage: replies on a primary, requests on a secondary; between two events all of it happens in C.
+"""The recv stage, on a secondary: requests of the primary, what they do to the disk, and the replies; between two
+events all of it happens in C.
 
-What the worker tells it: {"cmd": "stop"}: take nothing more; a secondary waits until all that it has handed to the disk
-has completed; then end.
+What the worker tells it: {"cmd": "stop"}: take nothing more; wait until all that was handed to the disk has completed,
+and the replies are out or cannot be sent; then end.
 What it tells the worker: {"event": "up"}; {"event": "lost", "errno": n, "why": sentence}: the connection is of no use
-any more; on a secondary, what was received completely still goes to disk. {"event": "first"}, on a secondary: the first
-request has come, so the primary has stored what the handshake told it.
+any more; what was received completely still goes to disk. {"event": "first"}: the first request has come, so the
+primary has stored what the handshake told it.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import Any
 
+from hast.errors import ProtocolError, SystemCallError
 from hast.ffi import _hast
-from hast.stages.connection import Pump, serve
-from hast.stages.context import StageContext
+from hast.stages.connection import options, tell_lost
+from hast.stages.context import STAGE_NAMES, StageContext
 
-lib = _hast.lib
-
-PUMP = Pump(
-    lib.hast_recv_new,
-    lib.hast_recv_pump,
-    lib.hast_recv_finish,
-    lib.hast_recv_error,
-    lib.hast_recv_why,
-    lib.hast_recv_free,
-)
+ffi, lib = _hast.ffi, _hast.lib
+log = logging.getLogger(__name__)
 
 
 def run(context: StageContext) -> int:
     """Serve until told to stop or until it cannot go on; the exit code. Raises SystemCallError, ProtocolError."""
-
-    def prepare(state: Any) -> None:
+    name = STAGE_NAMES[context.stage]
+    if context.conn is None:
+        raise ProtocolError(f"{context.resource}: the {name} stage was started without a connection")
+    link = lib.hast_link_new(context.arena.c, options(context, context.conn))
+    if link == ffi.NULL:
+        raise SystemCallError(f"{context.resource}: cannot set up the {name} stage: {os.strerror(ffi.errno)}")
+    try:
         if context.disk is not None and not context.disk.direct:
-            lib.hast_recv_direct(state, context.disk.fd)
+            lib.hast_link_direct(link, context.disk.fd)
+        context.control.send({"event": "up"})
+        code = None
+        while code is None:
+            code = _turn(context, link)
+        return code
+    finally:
+        lib.hast_link_free(link)
 
-    return serve(context, PUMP, prepare)
+
+def _turn(context: StageContext, link: Any) -> int | None:
+    """Run the pump once. The stage's exit code when it is to end, else None."""
+    result = lib.hast_link_pump(link)
+    if result == lib.HAST_PUMP_CONTROL:
+        stop = _told_to_stop(context)
+        if stop:
+            lib.hast_link_finish(link)
+        return os.EX_OK if stop is None else None
+    if result == lib.HAST_PUMP_EVENT:
+        context.control.send({"event": "first"})
+        return None
+    if result == lib.HAST_PUMP_LOST:
+        tell_lost(context, lib.hast_link_error(link), lib.hast_link_why(link))
+        return None
+    if result == lib.HAST_PUMP_QUIET:
+        return os.EX_OK
+    what = "its shared memory is damaged" if result > 0 else os.strerror(-result)
+    log.error("%s: the %s stage cannot go on: %s", context.resource, STAGE_NAMES[context.stage], what)
+    return os.EX_SOFTWARE
+
+
+def _told_to_stop(context: StageContext) -> bool | None:
+    """Whether the worker's message is "stop": False when there is none yet, None when the worker is gone. Raises
+    ProtocolError for any other one."""
+    try:
+        received = context.control.recv(timeout=0)
+    except TimeoutError:
+        return False
+    if received is None:
+        return None
+    message, fds = received
+    for fd in fds:
+        os.close(fd)
+    if message.get("cmd") != "stop":
+        raise ProtocolError(
+            f"{context.resource}: {STAGE_NAMES[context.stage]} got a message that it does not know: {message}"
+        )
+    return True

@@ -33,8 +33,7 @@ SIZE = 128 * MIB
 KINDS = [
     "primary worker", "primary disk", "secondary recv",
     "primary spawner", "primary ggate", "secondary disk",
-    "primary main", "primary send", "secondary send",
-    "primary keeper", "primary restart", "primary recv", "secondary worker",
+    "primary main", "primary keeper", "primary restart", "secondary worker",
     "primary worker", "secondary spawner", "secondary keeper",
     "primary main", "secondary main", "secondary restart",
 ]  # fmt: skip

@@ -120,19 +120,15 @@ def test_nothing_is_noted_unless_it_is_switched_on(pair: Pair) -> None:
         assert counts(primary, secondary) == after
 
 
-def test_a_stage_that_dies_does_not_end_the_trace(pair: Pair) -> None:
-    """The send stage that comes after it goes on in the same log."""
-    title = f"hastd: {pair.a.name()} (primary): send"
-
-    def sender() -> int | None:
-        return titled(title, pair.a.pids())
-
+def test_a_connection_that_is_lost_does_not_end_the_trace(pair: Pair) -> None:
+    """What is sent on the next one is noted in the same log."""
+    title = f"hastd: {pair.b.name()} (secondary): recv"
     with arenas(pair) as (primary, _), trace.traced(primary):
         write(pair, 2)
-        killed = sender()
+        killed = titled(title, pair.b.pids())
         assert killed is not None
         os.kill(killed, signal.SIGKILL)
-        eventually(lambda: sender() not in (None, killed), "another send stage runs")
+        eventually(lambda: titled(title, pair.b.pids()) not in (None, killed), "another recv stage runs")
         pair.wait_in_sync(pair.a)
         before = trace.count(primary, STAGES["send"])
         write(pair, 2)

@@ -1,7 +1,7 @@
 /*
- * The pumps of the connection in one thread, for sanitizers: conn_stress SEED ROUNDS.
+ * The pump of the connection, in both roles, in one thread, for sanitizers: conn_stress SEED ROUNDS.
  *
- * Their control socket is always readable, so that each call of a pump is one turn that never waits: the whole run follows
+ * Its control socket is always readable, so that each call of the pump is a turn or two that never wait: the whole run follows
  * from the seed. Each round is one connection of a secondary and one of a primary, fed with messages of which some are
  * damaged, in pieces of any size; and one pair of nodes that is left in peace. Exit code 0 when all was right.
  */
@@ -32,8 +32,7 @@
 struct node {
 	struct hast_arena *arena;
 	uint64_t size;
-	struct hast_send *send;
-	struct hast_recv *recv;
+	struct hast_link *link;
 	int bell, out, in;		/* our ends of the connections */
 	int control[2];
 	unsigned char disk[AREA];	/* secondary: the component */
@@ -67,7 +66,8 @@ node_open(struct node *n, int secondary, int out, int in, unsigned version, unsi
 	struct hast_geometry geo = { .datasize = AREA, .data_offset = 8192, .extentsize = 4096, .mapsize = 4096,
 	    .keepdirty = 4, .nclient = SLOTS, .nsync = 0, .slab_size = SLAB };
 	struct hast_conn_options opt = { .secondary = (uint32_t)secondary, .version = version, .compression = how % 3,
-	    .checksum = how / 3 % 3, .keepalive_ms = 1000000, .timeout_ms = 1000000, .sector = 512, .max_io = SLAB };
+	    .checksum = how / 3 % 3, .keepalive_ms = 1000000, .timeout_ms = 1000000, .silence_ms = 1000000, .sector = 512,
+	    .max_io = SLAB };
 
 	n->size = hast_arena_size(&geo);
 	n->arena = mmap(NULL, n->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -75,20 +75,18 @@ node_open(struct node *n, int secondary, int out, int in, unsigned version, unsi
 	n->bell = eventfd(0, EFD_NONBLOCK);
 	must(n->bell >= 0 && socketpair(AF_UNIX, SOCK_SEQPACKET, 0, n->control) == 0, "control");
 	must(write(n->control[1], "x", 1) == 1, "control");
-	opt.own_bell = opt.seq_bell = opt.disk_bell = opt.send_bell = opt.recv_bell = n->bell;
+	opt.own_bell = opt.seq_bell = opt.disk_bell = n->bell;
 	opt.control = n->control[0];
-	opt.fd = n->out = out;
-	n->send = hast_send_new(n->arena, &opt);
-	opt.fd = n->in = in;
-	n->recv = hast_recv_new(n->arena, &opt);
-	must(n->send != NULL && n->recv != NULL, "pumps");
+	opt.out = n->out = out;
+	opt.in = n->in = in;
+	n->link = hast_link_new(n->arena, &opt);
+	must(n->link != NULL, "pump");
 }
 
 static void
 node_close(struct node *n)
 {
-	hast_send_free(n->send);
-	hast_recv_free(n->recv);
+	hast_link_free(n->link);
 	(void)close(n->bell);
 	(void)close(n->control[0]);
 	(void)close(n->control[1]);
@@ -97,18 +95,16 @@ node_close(struct node *n)
 	(void)munmap(n->arena, n->size);
 }
 
-/* One turn of each pump. 1 when one of them has nothing more to do. */
+/* 1 when it has nothing more to do. */
 static int
 step(struct node *n)
 {
-	int sent = hast_send_pump(n->send), received = hast_recv_pump(n->recv);
+	int result = hast_link_pump(n->link);
 
-	must(sent == HAST_PUMP_CONTROL || sent == HAST_PUMP_LOST || sent == HAST_PUMP_QUIET, "send pump");
-	must(received == HAST_PUMP_CONTROL || received == HAST_PUMP_LOST || received == HAST_PUMP_QUIET ||
-	    received == HAST_PUMP_EVENT, "recv pump");
-	must(sent != HAST_PUMP_LOST || hast_send_error(n->send) > 0, "send: why");
-	must(received != HAST_PUMP_LOST || (hast_recv_error(n->recv) > 0 && hast_recv_why(n->recv)[0] != 0), "recv: why");
-	return received == HAST_PUMP_QUIET;
+	must(result == HAST_PUMP_CONTROL || result == HAST_PUMP_LOST || result == HAST_PUMP_QUIET ||
+	    result == HAST_PUMP_EVENT, "pump");
+	must(result != HAST_PUMP_LOST || (hast_link_error(n->link) > 0 && hast_link_why(n->link)[0] != 0), "why");
+	return result == HAST_PUMP_QUIET;
 }
 
 /* The secondary's disk does some of what it has. */
@@ -244,7 +240,7 @@ feed(struct node *n, int in, int replies, size_t length)
 	unsigned most = largest[roll(3)], turns = 0;
 	size_t at = 0;
 
-	while (at < length && hast_recv_error(n->recv) == 0 && ++turns < 200000) {
+	while (at < length && hast_link_error(n->link) == 0 && ++turns < 200000) {
 		size_t piece = 1 + roll(most);
 		ssize_t sent;
 
@@ -274,13 +270,13 @@ attack_secondary(void)
 		length = put_request(length);
 	feed(&n, one[1], two[1], damage(length));
 	(void)close(two[1]);
-	hast_recv_finish(n.recv);
-	for (int turns = 0; turns < 1000 && (!quiet || hast_recv_free_slots(n.recv) < SLOTS); turns++) {
+	hast_link_finish(n.link);
+	for (int turns = 0; turns < 1000 && (!quiet || hast_link_free_slots(n.link) < SLOTS); turns++) {
 		disk(&n, 1);
 		quiet |= step(&n);
 	}
-	must(quiet, "recv does not come to its end");
-	must(hast_recv_free_slots(n.recv) == SLOTS, "a slot is lost");
+	must(quiet, "it does not come to its end");
+	must(hast_link_free_slots(n.link) == SLOTS, "a slot is lost");
 	node_close(&n);
 }
 
@@ -389,8 +385,8 @@ peace(void)
 			answered++;
 		}
 	}
-	must(hast_send_error(p.send) == 0 && hast_recv_error(p.recv) == 0, "primary");
-	must(hast_send_error(s.send) == 0 && hast_recv_error(s.recv) == 0, "secondary");
+	must(hast_link_error(p.link) == 0, "primary");
+	must(hast_link_error(s.link) == 0, "secondary");
 	must(memcmp(model, s.disk, AREA) == 0, "the nodes differ");
 	node_close(&p);
 	node_close(&s);

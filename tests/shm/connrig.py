@@ -1,8 +1,9 @@
 """The stages of a connection, as their worker starts them; the test is everything else.
 
-Primary is the sequencer's place beside send and recv of a primary: it fills bios, pushes them into RING_SEND and takes
-them from RING_RECV_DONE. Secondary has recv and send of a secondary, and either the disk stage on a file or the test in
-its place. Wire is a peer on the other end of one connection, which reads and writes messages by hast/messages.py.
+Primary is the sequencer's place beside the connection of a primary, which has a process of its own here: it fills
+bios, pushes them into RING_SEND and takes them from RING_RECV_DONE. Secondary has the recv stage of a secondary, and
+either the disk stage on a file or the test in its place. Wire is a peer on the other end of one connection, which reads
+and writes messages by hast/messages.py.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +23,8 @@ from hast.ffi import _hast
 from hast.messages import MAIN_HEADER, REQUEST_LIMIT, Reply, Request, decode_payload, pack_message, parse_main_header
 from hast.nv import decode
 from hast.shm.arena import Arena, Geometry
-from hast.stages import disk, recv, send
-from hast.stages.context import DISK, GGATE, RECV, SEND, SYNC, ConnSettings, DiskSettings, StageContext
+from hast.stages import disk, recv
+from hast.stages.context import DISK, GGATE, RECV, ConnSettings, DiskSettings, StageContext
 from hast.stages.launch import Child, Entry, start_stage
 
 ffi, lib = _hast.ffi, _hast.lib
@@ -37,7 +38,7 @@ READ, WRITE, DELETE, FLUSH = lib.HAST_CMD_READ, lib.HAST_CMD_WRITE, lib.HAST_CMD
 ZERO, MEMSYNC = lib.HAST_BIO_ZERO, lib.HAST_BIO_MEMSYNC
 RECEIVED = lib.HAST_EVENT_RECEIVED
 LOCAL, REMOTE = lib.HAST_LOCAL, lib.HAST_REMOTE
-ENTRIES: dict[int, Entry] = {SEND: send.run, RECV: recv.run, DISK: disk.run}
+ENTRIES: dict[int, Entry] = {RECV: recv.run, DISK: disk.run}
 
 
 def pair(family: str) -> tuple[socket.socket, socket.socket]:
@@ -143,7 +144,7 @@ class Rig:
         geometry = Geometry(datasize, DATA_OFFSET, 1 * MIB, MAPSIZE, 8, nclient, nsync, slab_size)
         self.arena = Arena.create(geometry, "data")
         self.bells = {
-            stage: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for stage in (GGATE, DISK, SEND, RECV, SYNC)
+            stage: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for stage in (GGATE, DISK, RECV)
         }
         self.stages: dict[int, Stage] = {}
 
@@ -242,7 +243,7 @@ class Rig:
 
 
 class Primary(Rig):
-    """send and recv of a primary; the test is the sequencer. `out` and `back` are the secondary's ends."""
+    """The connection of a primary; the test is the sequencer. `out` and `back` are the secondary's ends."""
 
     role = "primary"
 
@@ -255,7 +256,6 @@ class Primary(Rig):
         timeout: float = SECONDS,
         keepalive: float = SECONDS,
         ends: tuple[socket.socket, socket.socket] | None = None,
-        stages: Sequence[int] = (RECV, SEND),
         **geometry: int,
     ) -> None:
         super().__init__(**geometry)
@@ -264,11 +264,9 @@ class Primary(Rig):
             self.out, self.back = Wire(out), Wire(back)
         else:
             one, two = ends
-        for stage, sock in ((RECV, two), (SEND, one)):
-            settings = ConnSettings(sock.fileno(), version, compression, checksum, timeout, keepalive=keepalive)
-            if stage in stages:
-                self.start(stage, settings)
-            sock.close()
+        with one, two:
+            fds = two.fileno(), one.fileno()
+            self.start(RECV, ConnSettings(*fds, version, compression, checksum, timeout, keepalive=keepalive))
         self.free = list(range(self.arena.c.nslots))[::-1]
         self.number = 0
         self.with_remote: set[int] = set()
@@ -293,7 +291,7 @@ class Primary(Rig):
 
     def submit(self, cmd: int, offset: int = 0, length: int = 0, data: bytes | None = None, flags: int = 0) -> int:
         slot = self.fill(cmd, offset, length, data, flags)
-        self.push(lib.HAST_RING_SEND, SEND, [slot])
+        self.push(lib.HAST_RING_SEND, RECV, [slot])
         return slot
 
     def seq(self, slot: int) -> int:
@@ -321,7 +319,7 @@ class Primary(Rig):
 
 
 class Secondary(Rig):
-    """recv and send of a secondary. `into` and `back` are the primary's ends. Without a component the test is the
+    """The recv stage of a secondary. `into` and `back` are the primary's ends. Without a component the test is the
     disk."""
 
     role = "secondary"
@@ -333,10 +331,10 @@ class Secondary(Rig):
         compression: str = "none",
         checksum: str = "none",
         timeout: float = SECONDS,
+        silence: float = SECONDS,
         ends: tuple[socket.socket, socket.socket] | None = None,
         component: Path | None = None,
         engine: str = "inline",
-        stages: Sequence[int] = (SEND, RECV),
         nclient: int = 64,
         slab_size: int = 1 * MIB,
         datasize: int = DATASIZE,
@@ -351,11 +349,9 @@ class Secondary(Rig):
             fd = os.open(component, os.O_RDWR | os.O_CLOEXEC)
             self.start(DISK, disk=DiskSettings(fd, engine, 1))
             os.close(fd)
-        for stage, sock in ((SEND, two), (RECV, one)):
-            if stage in stages:
-                settings = ConnSettings(sock.fileno(), version, compression, checksum, timeout, max_io=slab_size)
-                self.start(stage, settings)
-            sock.close()
+        with one, two:
+            fds = one.fileno(), two.fileno()
+            self.start(RECV, ConnSettings(*fds, version, compression, checksum, timeout, silence, max_io=slab_size))
         self.at_disk: list[int] = []
 
     def disk_takes(self, n: int = 1) -> list[int]:
@@ -390,40 +386,44 @@ class Secondary(Rig):
 
 
 class Pump:
-    """The recv pump of one role in this very process: for tests that need very many of them, and nobody beside it."""
+    """The pump of one role in this very process: for tests that need very many of them, and nobody beside it. What it
+    sends goes nowhere."""
 
     def __init__(self, secondary: bool, nclient: int = 4, slab_size: int = 64 * KIB) -> None:
         self.arena = Arena.create(Geometry(DATASIZE, DATA_OFFSET, MIB, MAPSIZE, 8, nclient, 0, slab_size), "data")
         self.bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.control = socket.socketpair()
         ours, self.peer = socket.socketpair()
-        self.ours = ours
+        out, self.sink = socket.socketpair()
+        self.ours = ours, out
         options = {
-            "fd": ours.fileno(),
-            **dict.fromkeys(("own_bell", "seq_bell", "disk_bell", "send_bell", "recv_bell"), self.bell),
+            "in": ours.fileno(),
+            "out": out.fileno(),
+            **dict.fromkeys(("own_bell", "seq_bell", "disk_bell"), self.bell),
             "control": self.control[0].fileno(),
             "secondary": int(secondary),
             "version": 2,
             "keepalive_ms": 10000,
             "timeout_ms": 20000,
+            "silence_ms": 20000,
             "sector": 512,
             "max_io": slab_size,
         }
-        self.c = lib.hast_recv_new(self.arena.c, ffi.new("struct hast_conn_options *", options))
+        self.c = lib.hast_link_new(self.arena.c, ffi.new("struct hast_conn_options *", options))
         assert self.c != ffi.NULL
 
     def run(self) -> int:
         """Until the connection is lost: the errno. A test closes the peer's end first."""
-        while (result := lib.hast_recv_pump(self.c)) != lib.HAST_PUMP_LOST:
+        while (result := lib.hast_link_pump(self.c)) != lib.HAST_PUMP_LOST:
             assert result == lib.HAST_PUMP_EVENT
-        return int(lib.hast_recv_error(self.c))
+        return int(lib.hast_link_error(self.c))
 
     def why(self) -> str:
-        return str(ffi.string(lib.hast_recv_why(self.c)).decode())
+        return str(ffi.string(lib.hast_link_why(self.c)).decode())
 
     def close(self) -> None:
-        lib.hast_recv_free(self.c)
-        for sock in (*self.control, self.ours, self.peer):
+        lib.hast_link_free(self.c)
+        for sock in (*self.control, *self.ours, self.peer, self.sink):
             sock.close()
         os.close(self.bell)
         self.arena.close()

@@ -203,7 +203,7 @@ def disk(arena: Any, component: int, bells: list[int], control: int, file_limit:
 
 
 def ggate(arena: Any, bells: list[int], control: int, channel: int, resend: bool) -> None:
-    pump = lib.hast_ggate_new(arena, bells[lib.HAST_STAGE_GGATE], control, bells[lib.HAST_STAGE_DISK], -1, -1)
+    pump = lib.hast_ggate_new(arena, bells[lib.HAST_STAGE_GGATE], control, bells[lib.HAST_STAGE_DISK])
     error = lib.hast_fuse_add(pump, channel, int(resend))
     assert error == 0, os.strerror(-error)
     seq = lib.hast_arena_seq(arena)

@@ -103,7 +103,7 @@ def disk(arena: Any, settings: dict[str, Any], component: str, bells: list[int],
 
 
 def ggate(arena: Any, bells: list[int], control: socket.socket) -> None:
-    pump = lib.hast_ggate_new(arena, bells[lib.HAST_STAGE_GGATE], control.fileno(), bells[lib.HAST_STAGE_DISK], -1, -1)
+    pump = lib.hast_ggate_new(arena, bells[lib.HAST_STAGE_GGATE], control.fileno(), bells[lib.HAST_STAGE_DISK])
     seq = lib.hast_arena_seq(arena)
     while True:
         result = lib.hast_ggate_pump(pump)

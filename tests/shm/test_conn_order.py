@@ -348,7 +348,7 @@ def test_a_slot_is_not_free_before_its_reply_is_out() -> None:
             s.slab(slot)[:] = bytes([slot + 1]) * MIB
         s.disk_done(*slots)
         deadline = time.monotonic() + 30
-        while s.line(SEND).bytes == 0 or s.line(SEND).state != 2:
+        while s.line(SEND).bytes == 0 or s.line(RECV).state != 2:
             assert time.monotonic() < deadline
             time.sleep(0.001)
         assert s.arena.seq.nfree == 0 and s.arena.ring_used(lib.HAST_RING_SEND_DONE) == 0

@@ -127,7 +127,7 @@ class Client:
                 batch.append(self.submit())
                 submitted += 1
             if batch:
-                self.p.push(lib.HAST_RING_SEND, SEND, batch)
+                self.p.push(lib.HAST_RING_SEND, RECV, batch)
             self.take(self.p.done()[0])
         assert self.p.nothing_done() and not self.received and not self.p.with_remote
 
@@ -178,7 +178,7 @@ def test_each_message_is_counted_once(tmp_path: Path) -> None:
     with running(Pair(tmp_path / "component", engine="inline")) as nodes:
         p, s = nodes.primary, nodes.secondary
         for _ in range(20):
-            p.push(lib.HAST_RING_SEND, SEND, [p.fill(WRITE, n * 4096, data=b"x" * 4096) for n in range(48)])
+            p.push(lib.HAST_RING_SEND, RECV, [p.fill(WRITE, n * 4096, data=b"x" * 4096) for n in range(48)])
             p.done(48)
         assert p.line(SEND).ops == p.line(RECV).ops == s.line(RECV).ops == s.line(SEND).ops == 960
         # The last ones may be counted a moment after they have arrived.
@@ -194,10 +194,10 @@ def test_large_reads_and_writes_at_depth(tmp_path: Path) -> None:
         p = nodes.primary
         blocks = [random.Random(n).randbytes(128 * KIB) for n in range(32)]
         for _ in range(4):
-            p.push(lib.HAST_RING_SEND, SEND, [p.fill(WRITE, n * 128 * KIB, data=b) for n, b in enumerate(blocks)])
+            p.push(lib.HAST_RING_SEND, RECV, [p.fill(WRITE, n * 128 * KIB, data=b) for n, b in enumerate(blocks)])
             p.done(32)
             slots = [p.fill(READ, n * 128 * KIB, 128 * KIB) for n in range(32)]
-            p.push(lib.HAST_RING_SEND, SEND, slots)
+            p.push(lib.HAST_RING_SEND, RECV, slots)
             data = {done.slot: done.data for done in p.done(32)}
             assert [data[slot] for slot in slots] == blocks
         assert nodes.stored() == b"".join(blocks)
@@ -207,10 +207,10 @@ def test_holes_make_holes(tmp_path: Path) -> None:
     """A write of zeros costs four bytes of data on the wire, and no space on a file that can do without."""
     with running(Pair(tmp_path / "component", engine="inline", compression="hole")) as nodes:
         p, s = nodes.primary, nodes.secondary
-        p.push(lib.HAST_RING_SEND, SEND, [p.fill(WRITE, n * 128 * KIB, data=b"x" * 128 * KIB) for n in range(32)])
+        p.push(lib.HAST_RING_SEND, RECV, [p.fill(WRITE, n * 128 * KIB, data=b"x" * 128 * KIB) for n in range(32)])
         p.done(32)
         before, used = s.line(RECV).bytes, nodes.component.stat().st_blocks
-        p.push(lib.HAST_RING_SEND, SEND, [p.fill(WRITE, n * 128 * KIB, 128 * KIB, flags=ZERO) for n in range(32)])
+        p.push(lib.HAST_RING_SEND, RECV, [p.fill(WRITE, n * 128 * KIB, 128 * KIB, flags=ZERO) for n in range(32)])
         p.done(32)
         assert s.line(RECV).bytes - before < 32 * 256
         assert nodes.stored() == bytes(SIZE)

@@ -17,8 +17,8 @@ from tests.chaos.nemesis.story import ViolationError
 from tests.e2e.pair import PairNode
 from tests.nbdclient import FLUSH, RawClient
 
-PRIMARY = {"main", "spawner", "keeper", "worker", "disk", "ggate", "send", "recv"}
-SECONDARY = PRIMARY - {"ggate"}
+BOTH = {"main", "spawner", "keeper", "worker", "disk"}
+PRIMARY, SECONDARY = BOTH | {"ggate"}, BOTH | {"recv"}
 # What a program says that has met what its author did not think of.
 BAD_LINES = re.compile(r"Traceback|AddressSanitizer|runtime error:|[Aa]ssertion|unexpected error|was never retrieved")
 

@@ -38,7 +38,7 @@ from tests.faultdisk import FaultDisk
 
 DEADLINE = 90.0  # seconds: for anything that has to come true
 SLACK = 25.0  # seconds that a busy machine may add to the delays that are promised
-STAGES = ("disk", "ggate", "send", "recv")
+STAGES = ("disk", "ggate", "recv")
 _places = itertools.count(1)
 
 

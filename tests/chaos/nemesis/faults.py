@@ -43,8 +43,7 @@ TABLE: tuple[Fault, ...] = (
     *(
         Fault(f"kill {kind} of {side}", deaths.kill_process(side, kind))
         for side in ("primary", "secondary")
-        for kind in ("disk", "ggate", "send", "recv", "worker", "spawner", "keeper")
-        if (side, kind) != ("secondary", "ggate")
+        for kind in ("disk", "ggate" if side == "primary" else "recv", "worker", "spawner", "keeper")
     ),
     Fault("kill main of primary", deaths.kill_main("primary")),
     Fault("kill main of secondary", deaths.kill_main("secondary")),

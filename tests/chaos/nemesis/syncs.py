@@ -62,7 +62,7 @@ def interrupted(what: str) -> Inject:
                         operator.refused(node)
                     operator.primary_gone(rng)
             elif what == "stage dies":
-                cluster.kill(rng.choice(cluster.nodes), rng.choice(["disk", "send", "recv"]))
+                cluster.kill(rng.choice(cluster.nodes), rng.choice(["disk", "ggate", "recv"]))
             elif what == "worker dies":
                 cluster.kill(rng.choice(cluster.nodes), "worker")
         return True
@@ -105,7 +105,7 @@ def backwards(what: str) -> Inject:
             elif what == "source dies":
                 lose_secondary(cluster, operator, rng, cluster.power_off)
             elif what == "stage dies":
-                cluster.kill(rng.choice(cluster.nodes), rng.choice(["disk", "send", "recv"]))
+                cluster.kill(rng.choice(cluster.nodes), rng.choice(["disk", "ggate", "recv"]))
             elif what == "worker dies":
                 cluster.kill(rng.choice(cluster.nodes), "worker")
         return True

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hast.notice import SYNCED
-from tests.chaos.sim.ggate import ANSWERED, ASKED, DOWN, ENDING, STARTING, UP, Op
+from tests.chaos.sim.ggate import ANSWERED, ASKED, DOWN, UP, Op
 from tests.chaos.sim.primary import Primary
 from tests.sim.harness import DELETE, FLUSH, READ, WRITE
 
@@ -131,9 +131,7 @@ def connect_step(w: World, part: Primary) -> bool:
             w.guarded(other, lambda: part.second(other))
     elif stage == ANSWERED:
         w.guarded(part, part.establish)
-    elif stage == STARTING:
-        w.guarded(part, part.up)
-    elif stage == ENDING or (stage == UP and part.lost):
+    elif stage == UP and part.lost:
         part.take_down()
     else:
         return False

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tests.chaos.sim.world import World
 
 EIO = 5
-DOWN, ASKED, ANSWERED, STARTING, UP, ENDING, PARTING = range(7)  # of the connection
+DOWN, ASKED, ANSWERED, UP, PARTING = range(5)  # of the connection
 
 DECISIONS = {
     "grant": "hast_seq_grant_degraded",
@@ -68,7 +68,7 @@ class Op:
 
 
 class Ggate(Part):
-    """seq: its arena. conn: the connection whose send and recv stages run. detached, unrecorded: see hast.outage."""
+    """seq: its arena. conn: the connection that it uses. detached, unrecorded: see hast.outage."""
 
     role = "primary"
 
@@ -90,7 +90,7 @@ class Ggate(Part):
         self.data: dict[int, Any] = {}
         self.disk_q: list[int] = []
         self.marks: dict[int, int] = {}
-        self.ring: list[int] = []  # to the send stage, while none runs
+        self.ring: list[int] = []  # to be sent, while there is no connection
         self.seen = 0
 
     # ---- the stages start and end ----
@@ -264,14 +264,14 @@ class Ggate(Part):
             raise Broken(f"invariant 1: a write to {which} node before its extents are dirty on disk")
 
     def send(self, slot: int) -> None:
-        """The send stage has it."""
+        """It goes out."""
         bio = self.seq.bio[slot]
         cmd = bio.cmd
         conn = self.conn
         if cmd in (WRITE, DELETE) and conn is not None and conn.there:
             self.check_dirty(bio, "the other")
         if conn is None:
-            self.ring.append(slot)  # no send stage runs: it stays in its ring
+            self.ring.append(slot)  # there is no connection: it stays in its ring
             return
         data = self.data[slot] if cmd in (WRITE, DELETE) else None
         chunk = slot >= self.nclient
@@ -454,6 +454,9 @@ class Ggate(Part):
         elif word == "connect":
             self.connect(*what)
         else:
+            if self.conn is not None:
+                self.conn.here = False
+                self.conn = None
             self.ring.clear()
             self.give_way()
             lib.hast_seq_disconnect(arena)

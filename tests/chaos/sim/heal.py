@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hast.control import Role
 from tests.chaos.sim.actions import a_net, connect_step, notice, say_synced
 from tests.chaos.sim.fate import Fate
-from tests.chaos.sim.ggate import DOWN, ENDING, UP
+from tests.chaos.sim.ggate import DOWN, UP
 from tests.chaos.sim.oracle import Broken
 from tests.chaos.sim.parts import WorkerFailed
 from tests.chaos.sim.primary import Primary
@@ -121,7 +121,7 @@ def move(w: World, part: Primary, other: Secondary) -> bool:
     """One thing that can be done."""
     if part.mail:
         w.guarded(part, part.work)
-    elif part.stage == ENDING or (part.stage == UP and part.lost):
+    elif part.stage == UP and part.lost:
         part.take_down()
     elif other.mail:
         w.guarded(other, other.work)

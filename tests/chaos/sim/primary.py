@@ -15,7 +15,7 @@ from hast.metadata import Pair
 from hast.notice import AHEAD
 from hast.peering import Peering
 from tests.chaos.sim.arena import Arena
-from tests.chaos.sim.ggate import ANSWERED, ASKED, DOWN, ENDING, PARTING, STARTING, UP, Ggate, Op
+from tests.chaos.sim.ggate import ANSWERED, ASKED, DOWN, PARTING, UP, Ggate, Op
 from tests.chaos.sim.parts import Conn, StoreFailed, WorkerFailed
 from tests.sim.harness import CONNECTED, LOCAL_FAILED, MAP_FAILED, NEED_DEGRADED, REMOTE_FAILED, SYNC_DONE
 
@@ -36,7 +36,6 @@ class Primary(Ggate):
         self.keepmap = False
         self.shaking: Any = None  # the metadata that the handshake is about
         self.agreement: Agreement | None = None
-        self.agreed: Any = None  # the metadata that followed from it
         self.coming: Conn | None = None  # of the handshake
         self.session: Conn | None = None  # for notices
         self.refusal = ""  # the outcome for which the secondary has refused last
@@ -167,7 +166,7 @@ class Primary(Ggate):
 
     def link_events(self, bits: int, to_sync: int) -> None:
         """hast.link.Link.sequencer()."""
-        if bits & CONNECTED and self.stage in (UP, ENDING, PARTING):
+        if bits & CONNECTED and self.stage in (UP, PARTING):
             self.peering, _ = peering.joined(self.peering, to_sync)
         if bits & SYNC_DONE:
             self.in_sync()
@@ -191,7 +190,7 @@ class Primary(Ggate):
             self.teller = True
 
     def lose(self) -> None:
-        if self.stage not in (STARTING, UP) or self.lost:
+        if self.stage != UP or self.lost:
             return
         self.lost = True
 
@@ -199,7 +198,7 @@ class Primary(Ggate):
 
     @property
     def linked(self) -> bool:
-        return self.stage in (UP, ENDING, PARTING) and not self.lost and self.peering.connected
+        return self.stage in (UP, PARTING) and not self.lost and self.peering.connected
 
     def local_failed(self, detach: bool) -> None:
         """Outage.failed()."""
@@ -295,7 +294,7 @@ class Primary(Ggate):
         self.stage = ANSWERED
 
     def establish(self) -> None:
-        """hast.link.Link._checked() and _establish(), up to the start of send and recv."""
+        """hast.link.Link._checked() and _establish()."""
         if self.meta != self.shaking:
             self.coming.there = self.coming.here = False
             self.attempt_failed()
@@ -319,39 +318,17 @@ class Primary(Ggate):
                 self.attempt_failed()
                 return
             self.world.counts["not stored anew"] += 1
-        self.agreed = meta
         self.lost = False
         self.conn, self.coming = self.coming, None
-        self.stage = STARTING
-        left, self.ring = self.ring, []
-        for slot in left:
-            self.send(slot)
-
-    def up(self) -> None:
-        """Send and recv run. hast.link.Link._agreed_still(), and the rest of _establish()."""
-        if self.meta != self.agreed:
-            assert self.conn is not None
-            self.conn.here = False
-            self.conn = None
-            self.peering, _ = peering.lost(self.peering, 0.0)
-            self.attempt_failed()
-            self.unused()
-            return
-        self.stage = UP
         self.session = self.conn
+        self.stage = UP
         self.orders.append(("connect", (self.agreement, self.meta.syncing)))
         if self.first:
             self.first = False
             self.serving = True
 
     def take_down(self) -> None:
-        """hast.link.Link._take_down(): kill send and recv; then the order, and what follows."""
-        if self.stage == UP:
-            assert self.conn is not None
-            self.conn.here = False
-            self.conn = None
-            self.stage = ENDING
-            return
+        """hast.link.Link._take_down()."""
         self.orders.append(("disconnect", None))
         self.stage = PARTING
 

@@ -227,7 +227,7 @@ start(struct rig *r)
 	rig_control_open(&r->control);
 	r->arena = rig_arena(&geo);
 	rig_disk_open(&r->disk, r->arena);
-	r->ggate = hast_ggate_new(r->arena, r->control.bell, r->control.end[0], -1, -1, -1);
+	r->ggate = hast_ggate_new(r->arena, r->control.bell, r->control.end[0], -1);
 	must(r->ggate != NULL, "ggate");
 	rig_pair(SOCK_SEQPACKET, pair);
 	(void)setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &room, sizeof(room));

@@ -313,7 +313,7 @@ start(struct rig *r, uint8_t options)
 	rig_control_open(&r->control);
 	r->arena = rig_arena(&geo);
 	rig_disk_open(&r->disk, r->arena);
-	r->ggate = hast_ggate_new(r->arena, r->control.bell, r->control.end[0], -1, -1, -1);
+	r->ggate = hast_ggate_new(r->arena, r->control.bell, r->control.end[0], -1);
 	must(r->ggate != NULL, "ggate");
 	for (int i = 0; i < CLIENTS; i++)
 		r->client[i].fd = -1;

@@ -1,5 +1,5 @@
 /*
- * What a secondary may answer: recv.c and recv_primary.c as they run on a primary, on a socket pair.
+ * What a secondary may answer: link.c, recv.c and recv_primary.c as they run on a primary, on socket pairs. Nothing is sent.
  *
  * Checked: an answer is believed only for what is out there, once; the data of a read is all there before it is; nothing else
  * comes out of RECV_DONE.
@@ -24,8 +24,8 @@
 struct rig {
 	struct rig_control control;
 	struct hast_arena *arena;
-	struct hast_recv *recv;
-	int fd, mine;
+	struct hast_link *link;
+	int fd, mine[2], sink;
 	uint64_t seq[SLOTS];		/* what is out there; 0: nothing */
 	uint64_t finals[SLOTS];		/* the last seq that was answered */
 	uint64_t received[SLOTS];
@@ -66,10 +66,10 @@ take_done(struct rig *r)
 static void
 pump(struct rig *r)
 {
-	int result = hast_recv_pump(r->recv);
+	int result = hast_link_pump(r->link);
 
-	must(result == HAST_PUMP_CONTROL || result == HAST_PUMP_LOST, "recv ends");
-	must(result != HAST_PUMP_LOST || (hast_recv_error(r->recv) > 0 && hast_recv_why(r->recv)[0] != 0), "no reason");
+	must(result == HAST_PUMP_CONTROL || result == HAST_PUMP_LOST, "it ends");
+	must(result != HAST_PUMP_LOST || (hast_link_error(r->link) > 0 && hast_link_why(r->link)[0] != 0), "no reason");
 }
 
 static void
@@ -77,7 +77,7 @@ push(struct rig *r, const uint8_t *at, size_t n)
 {
 	int turns = 0;
 
-	while (n > 0 && hast_recv_error(r->recv) == 0) {
+	while (n > 0 && hast_link_error(r->link) == 0) {
 		ssize_t sent = send(r->fd, at, n, MSG_NOSIGNAL | MSG_DONTWAIT);
 
 		if (sent > 0) {
@@ -176,19 +176,23 @@ start(struct rig *r, uint8_t options)
 {
 	struct hast_geometry geo = { .datasize = DATASIZE, .data_offset = 8192, .extentsize = 65536, .mapsize = 4096,
 	    .keepdirty = 2, .nclient = SLOTS, .nsync = 0, .slab_size = SLAB };
-	struct hast_conn_options opt = { .version = options & 0x80 ? 1 : 2, .keepalive_ms = 1000000, .timeout_ms = 1000000 };
-	int pair[2];
+	struct hast_conn_options opt = { .version = options & 0x80 ? 1 : 2, .keepalive_ms = 1000000, .timeout_ms = 1000000,
+	    .silence_ms = 1000000 };
+	int one[2], two[2];
 
 	memset(r, 0, sizeof(*r));
 	rig_control_open(&r->control);
 	r->arena = rig_arena(&geo);
-	rig_pair(SOCK_STREAM, pair);
-	r->mine = opt.fd = pair[0];
-	r->fd = pair[1];
-	opt.own_bell = opt.seq_bell = opt.disk_bell = opt.send_bell = opt.recv_bell = r->control.bell;
+	rig_pair(SOCK_STREAM, one);
+	rig_pair(SOCK_STREAM, two);
+	r->mine[0] = opt.in = one[0];
+	r->fd = one[1];
+	r->mine[1] = opt.out = two[0];
+	r->sink = two[1];
+	opt.own_bell = opt.seq_bell = opt.disk_bell = r->control.bell;
 	opt.control = r->control.end[0];
-	r->recv = hast_recv_new(r->arena, &opt);
-	must(r->recv != NULL, "recv");
+	r->link = hast_link_new(r->arena, &opt);
+	must(r->link != NULL, "pump");
 }
 
 static void
@@ -199,15 +203,17 @@ finish(struct rig *r)
 		take_done(r);
 	}
 	(void)close(r->fd);
-	for (int turns = 0; hast_recv_error(r->recv) == 0; turns++) {
+	for (int turns = 0; hast_link_error(r->link) == 0; turns++) {
 		must(turns < PATIENCE, "the end of the connection is not seen");
 		pump(r);
 		take_done(r);
 	}
 	pump(r);
 	take_done(r);
-	hast_recv_free(r->recv);
-	(void)close(r->mine);
+	hast_link_free(r->link);
+	(void)close(r->mine[0]);
+	(void)close(r->mine[1]);
+	(void)close(r->sink);
 	rig_control_close(&r->control);
 }
 

@@ -26,8 +26,7 @@ struct rig {
 	struct rig_control control;
 	struct hast_arena *arena;
 	struct rig_disk disk;
-	struct hast_recv *recv;
-	struct hast_send *send;
+	struct hast_link *link;
 	int out, in;			/* connections 1 and 2, the primary's ends */
 	int mine[2];			/* the secondary's ends */
 	int lawful;
@@ -104,20 +103,19 @@ take_replies(struct rig *r)
 
 /* ---- turns ---- */
 
-/* 1 when recv has nothing more to do. */
+/* 1 when it has nothing more to do. */
 static int
 pump(struct rig *r)
 {
-	int received = hast_recv_pump(r->recv), sent = hast_send_pump(r->send);
+	int result = hast_link_pump(r->link);
 
-	must(sent == HAST_PUMP_CONTROL || sent == HAST_PUMP_LOST || sent == HAST_PUMP_QUIET, "send ends");
-	must(received == HAST_PUMP_CONTROL || received == HAST_PUMP_LOST || received == HAST_PUMP_QUIET ||
-	    received == HAST_PUMP_EVENT, "recv ends");
-	if (received == HAST_PUMP_LOST) {
-		must(hast_recv_error(r->recv) > 0 && hast_recv_why(r->recv)[0] != 0, "lost, and no reason");
+	must(result == HAST_PUMP_CONTROL || result == HAST_PUMP_LOST || result == HAST_PUMP_QUIET ||
+	    result == HAST_PUMP_EVENT, "it ends");
+	if (result == HAST_PUMP_LOST) {
+		must(hast_link_error(r->link) > 0 && hast_link_why(r->link)[0] != 0, "lost, and no reason");
 		must(!r->lawful || r->ended, "a primary that kept to the protocol was thrown out");
 	}
-	return received == HAST_PUMP_QUIET;
+	return result == HAST_PUMP_QUIET;
 }
 
 static void
@@ -133,7 +131,7 @@ push(struct rig *r, const uint8_t *at, size_t n)
 {
 	int turns = 0;
 
-	while (n > 0 && !r->ended && hast_recv_error(r->recv) == 0) {
+	while (n > 0 && !r->ended && hast_link_error(r->link) == 0) {
 		ssize_t sent = send(r->out, at, n, MSG_NOSIGNAL | MSG_DONTWAIT);
 
 		if (sent > 0) {
@@ -247,7 +245,7 @@ start(struct rig *r, uint8_t options)
 	struct hast_geometry geo = { .datasize = DATASIZE, .data_offset = 8192, .extentsize = 65536, .mapsize = 4096,
 	    .keepdirty = 2, .nclient = SLOTS, .nsync = 0, .slab_size = SLAB };
 	struct hast_conn_options opt = { .secondary = 1, .compression = options % 3, .checksum = options / 4 % 3,
-	    .keepalive_ms = 1000000, .timeout_ms = 1000000, .sector = 512, .max_io = SLAB };
+	    .keepalive_ms = 1000000, .timeout_ms = 1000000, .silence_ms = 1000000, .sector = 512, .max_io = SLAB };
 	int one[2], two[2];
 
 	memset(r, 0, sizeof(*r));
@@ -257,15 +255,14 @@ start(struct rig *r, uint8_t options)
 	rig_pair(SOCK_STREAM, one);
 	rig_pair(SOCK_STREAM, two);
 	r->version = opt.version = options & 0x80 ? 1 : 2;
-	r->mine[0] = opt.fd = one[0];
+	r->mine[0] = opt.in = one[0];
 	r->out = one[1];
-	opt.own_bell = opt.seq_bell = opt.disk_bell = opt.send_bell = opt.recv_bell = r->control.bell;
-	opt.control = r->control.end[0];
-	r->recv = hast_recv_new(r->arena, &opt);
-	r->mine[1] = opt.fd = two[0];
+	r->mine[1] = opt.out = two[0];
 	r->in = two[1];
-	r->send = hast_send_new(r->arena, &opt);
-	must(r->recv != NULL && r->send != NULL, "pumps");
+	opt.own_bell = opt.seq_bell = opt.disk_bell = r->control.bell;
+	opt.control = r->control.end[0];
+	r->link = hast_link_new(r->arena, &opt);
+	must(r->link != NULL, "pump");
 	r->lawful = 1;
 }
 
@@ -280,15 +277,14 @@ finish(struct rig *r)
 	}
 	(void)close(r->out);
 	r->ended = 1;
-	hast_recv_finish(r->recv);
-	for (turns = 0; !quiet || hast_recv_free_slots(r->recv) < SLOTS; turns++) {
+	hast_link_finish(r->link);
+	for (turns = 0; !quiet || hast_link_free_slots(r->link) < SLOTS; turns++) {
 		must(turns < PATIENCE, "it does not come to its end");
 		(void)rig_disk_all(&r->disk);
 		quiet |= pump(r);
 		take_replies(r);
 	}
-	hast_recv_free(r->recv);
-	hast_send_free(r->send);
+	hast_link_free(r->link);
 	rig_control_close(&r->control);
 	(void)close(r->in);
 	(void)close(r->mine[0]);
