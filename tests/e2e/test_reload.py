@@ -214,6 +214,7 @@ def test_two_resources_swap_their_devices(make_node: MakeNode) -> None:
     assert reload(node, text) == f"changed {one} (name), {two} (name)"
     for name in SMALL:
         worker(node, name, before[name])
+        eventually(lambda name=name: node.device(name).exists(), f"the device of {name}")
     assert [first_word(name) for name in SMALL] == ["two", "one"]
 
 

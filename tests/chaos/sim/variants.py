@@ -13,7 +13,7 @@ from typing import Any
 
 from hast import decision, peering, promotion
 from tests.chaos.sim.disk import Disk
-from tests.chaos.sim.ggate import PARTING, UP
+from tests.chaos.sim.ggate import PARTING
 from tests.chaos.sim.parts import Conn
 from tests.chaos.sim.primary import Primary
 from tests.chaos.sim.runner import run
@@ -135,14 +135,6 @@ def new_connection_before_the_old_one_is_over(replace: Replace) -> None:
     replace(Primary, "work", work)
 
 
-def loss_missed_while_stages_start(replace: Replace) -> None:
-    def deaf(self: Primary) -> None:
-        if self.stage == UP:
-            self.lost = True
-
-    replace(Primary, "lose", deaf)
-
-
 def metadata_not_flushed(replace: Replace) -> None:
     """The old block may still be there after a power cut."""
 
@@ -163,7 +155,6 @@ IN_WORKERS = [
         split_brain_taken_for_out_of_date,
         cache_taken_for_durable,
         new_connection_before_the_old_one_is_over,
-        loss_missed_while_stages_start,
         metadata_not_flushed,
     )
 ]
