@@ -76,6 +76,7 @@ class Primary:
         self.patience: asyncio.TimerHandle | None = None  # for the secondary, while the component is out of date
         self.restarts: list[float] = []
         self.restarting: asyncio.Task[None] | None = None
+        self.died = False  # a stage has, since they were started
         self.turn = asyncio.Lock()  # one restart of the stages, or one change of the settings, at a time
 
     # ---- start ----
@@ -380,25 +381,29 @@ class Primary:
         """A stage is gone: take the pipeline down and up again, the device stays (its requests are issued anew)."""
         now = time.monotonic()
         self.restarts = [*(t for t in self.restarts if now - t < RESTART_WINDOW), now]
-        if self.failed.done() or (self.restarting is not None and not self.restarting.done()):
+        self.died = True
+        if self.failed.done():
             return
         if len(self.restarts) > RESTARTS:
             self._fail(TemporaryError(f"{self.resource.name}: its {what}, {RESTARTS} times in {RESTART_WINDOW:g} s"))
             return
         log.error("%s: its %s; restarting its stages", self.resource.name, what)
-        self.restarting = asyncio.get_running_loop().create_task(self._restart())
+        if self.restarting is None or self.restarting.done():
+            self.restarting = asyncio.get_running_loop().create_task(self._restart())
 
     async def _restart(self) -> None:
         assert self.pipeline is not None
         async with self.turn:
             try:
                 connected = self.link is not None and self.link.connected
-                if self.link is not None:
-                    await self.link.pause()
-                await self.pipeline.close()
-                await self._start_stages()
-                if self.link is not None:
-                    await self.link.resume(at_once=connected)
+                while self.died and not self.failed.done():  # also one of those that were just started
+                    self.died = False
+                    if self.link is not None:
+                        await self.link.pause()
+                    await self.pipeline.close()
+                    await self._start_stages()
+                    if self.link is not None:
+                        await self.link.resume(at_once=connected)
                 self._serve_device(resend=True)
                 self._serve_waiting()
                 log.warning("%s: its stages run again", self.resource.name)

@@ -410,6 +410,21 @@ def test_stage_of_a_connected_primary_was_killed(pair: Pair, stage: str) -> None
     assert pair.differing() is None
 
 
+@pytest.mark.parametrize("stage", ["ggate", "disk"])
+def test_stage_was_killed_again_before_it_served(pair: Pair, stage: str) -> None:
+    """While its worker waited for the other node, which does not answer."""
+    pair.up()
+    client = SteadyProcess(pair.a.device(), pair.a.env)
+    pair.freeze(pair.b)
+    for _ in range(2):
+        pid = stage_pid(pair.a, stage)
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda pid=pid: stage_pid(pair.a, stage) not in (0, pid), f"another {stage} stage")
+    client.progress()
+    client.end()
+    pair.thaw(pair.b)
+
+
 def test_secondary_whose_disk_stage_was_killed_hangs_up_at_once(make_pair: Callable[..., Pair]) -> None:
     """It does not wait for what nobody does any more, while the primary's clients wait for it."""
     tools.need("qemu-img")
