@@ -28,6 +28,20 @@ def kill_process(side: str, kind: str) -> Inject:
     return inject
 
 
+def kill_twice(kind: str) -> Inject:
+    """A stage of the primary, and at some moment after that the one in its place: maybe before that serves."""
+
+    def inject(cluster: Cluster, operator: Operator, rng: random.Random) -> bool:
+        node = cluster.primary
+        if not cluster.usable(node) or not cluster.kill(node, kind):
+            return False
+        time.sleep(rng.choice([0, 0.02, 0.05, 0.1, 0.2, 0.3]))
+        cluster.kill(node, kind)
+        return True
+
+    return inject
+
+
 def lose_primary(cluster: Cluster, operator: Operator, rng: random.Random, how: Callable[[PairNode], None]) -> bool:
     node = cluster.primary
     if not one_primary(cluster):

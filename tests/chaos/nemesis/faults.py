@@ -45,6 +45,7 @@ TABLE: tuple[Fault, ...] = (
         for side in ("primary", "secondary")
         for kind in ("disk", "ggate" if side == "primary" else "recv", "worker", "spawner", "keeper")
     ),
+    *(Fault(f"kill {kind} of primary twice", deaths.kill_twice(kind), 2) for kind in ("disk", "ggate")),
     Fault("kill main of primary", deaths.kill_main("primary")),
     Fault("kill main of secondary", deaths.kill_main("secondary")),
     Fault("kill main and keeper of primary", deaths.kill_main_and_keeper("primary")),
