@@ -36,6 +36,7 @@ class Oracle:
         self.alone: list[set[int]] = [set(), set()]  # acknowledged, and the other node lacks it
         self.mixed: list[Any] = [False, False]  # target of a synchronisation that is not complete; its connection
         self.era = [0, 0]  # counts what replaces `may` as a whole
+        self.forced = [False, False]  # an administrator has called its data the truth, and the nodes have not met since
         self.number = 0
 
     # ---- writes ----
@@ -91,7 +92,7 @@ class Oracle:
                 if dur[s] < value:
                     if n == node:
                         raise Broken(f"invariant 5: sector {s} of write {value} was flushed and is not on the medium")
-                    if outdated or not (self.counted(node) or self.outdated(n)):
+                    if outdated or not (self.counted(node) or self.outdated(n) or self.forced[n]):
                         raise Broken(
                             f"invariants 5 and 7: flushed without the other node, which lacks write {value} of"
                             f" sector {s}, and the counters do not say so"
@@ -176,6 +177,7 @@ class Oracle:
             return
         if a and b:
             raise Broken(f"split-brain not found: both nodes wrote alone ({min(a)}, {min(b)}), and it is {outcome}")
+        self.forced = [False, False]
         target = primary if from_remote else 1 - primary
         if self.alone[target]:
             raise Broken(f"write {min(self.alone[target])}, acknowledged alone, is going to be overwritten: {outcome}")
@@ -238,4 +240,5 @@ class Oracle:
         self.dlo[node] = [0] * self.size
         self.since[node].clear()
         self.mixed[node] = False
+        self.forced[node] = True
         self.era[node] += 1

@@ -41,6 +41,7 @@ class Primary(Ggate):
         self.refusal = ""  # the outcome for which the secondary has refused last
         self.teller = False  # the secondary is to be told that the synchronisation is complete
         self.asking = False  # or that it is ahead
+        self.asked: Any = None  # the session in which it is to be asked that
         self.unstored = self.again = False  # "in sync" is to be stored; and was, when the component failed
         self.retry: int | None = None  # number of the question whose answer could not be stored
         self.patient = False  # hast.primary.Primary.patience
@@ -212,7 +213,7 @@ class Primary(Ggate):
                 self.fill_map()
             self.store(replace(meta, syncing=True))
         except WorkerFailed:
-            self.asking = True
+            self.asking, self.asked = True, self.session
             return
         if self.again:
             self.peering = peering.in_sync(self.peering, self.meta)[0]
@@ -229,7 +230,7 @@ class Primary(Ggate):
         """Outage._ask(): the other node is to store that it is ahead. It may do so and not be heard."""
         self.asking = False
         fate = self.world.fate
-        refused = self.session is None or not peering.may_say_ahead(self.peering, self.meta)
+        refused = self.session is not self.asked or not peering.may_say_ahead(self.peering, self.meta)
         if not refused:
             pair = None
             heard = secondary is not None and not self.world.partition
