@@ -37,7 +37,7 @@ lib = _hast.lib
 STORE_SECONDS = 1.0  # between attempts to store that both nodes are in sync
 PART_SECONDS = 30.0  # for the ggate stage to take note of a connection's end
 FIRST_SECONDS = 1.0  # for the first attempt, before the primary starts alone; longer while the peer says `wait`
-AGAIN_SECONDS = 0.3  # the same, after a stage of ours has died
+AGAIN_SECONDS = 0.5  # the same, after a stage of ours has died
 MODES = {
     "fullsync": lib.HAST_MODE_FULLSYNC,
     "memsync": lib.HAST_MODE_MEMSYNC,

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from random import Random
 
 from perf import fio
 from perf.fio import Figures, Job, Target
@@ -69,16 +70,15 @@ def fill(systems: Sequence[System]) -> None:
 def rounds(
     systems: Sequence[System], jobs: Sequence[Job], repeats: int, seconds: float, say: str, filled: bool = True
 ) -> Samples:
-    """All samples. A line on stderr tells how far it is. Each round begins with another system: whoever comes after a
-    certain one, or first in a job, finds the machine as that has left it."""
+    """All samples. A line on stderr tells how far it is. The systems take turns in another order each time: whoever
+    comes after a certain one, or first in a job, finds the machine as that has left it."""
     if filled:
         fill(systems)
     samples: Samples = {}
     began, done, total = time.monotonic(), 0, repeats * len(jobs) * len(systems)
     for number in range(repeats):
-        first = number * len(systems) // repeats
         for job in jobs:
-            for system in [*systems[first:], *systems[:first]]:
+            for system in Random(f"{number} {job.name}").sample(list(systems), len(systems)):
                 by_system = samples.setdefault(job.name, {})
                 by_system.setdefault(system.name, []).append(sample(system, job, seconds))
                 done += 1

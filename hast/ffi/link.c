@@ -13,7 +13,7 @@
 #include "pump.h"
 #include "trace.h"
 
-#define LEGACY_BYTES (16u << 20)	/* more than sockets hold: then the peer lives, and sends on what has no answer */
+#define REST_BYTES (16u << 20)	/* more than sockets hold: then the peer lives, and sends on what has no answer */
 
 enum { STATE_STOPPED, STATE_WORKING, STATE_WAITING };
 
@@ -30,7 +30,7 @@ struct hast_link {
 	uint8_t finishing;
 	uint8_t control;		/* the control socket has something */
 	uint32_t looked;		/* turns since the control socket was looked at */
-	uint64_t legacy;		/* bytes received when it was deserted */
+	uint64_t rest;			/* bytes received when it was deserted */
 	struct conn_timer alone;	/* since it is deserted */
 	int64_t ticked;			/* ms: when timers were last looked at */
 	int tick;			/* ms */
@@ -38,17 +38,18 @@ struct hast_link {
 
 /* ---- losing it ---- */
 
+/* Nothing can be sent any more: 1 while there is something that the peer has sent before. */
 static int
-heir(struct hast_link *l)
+takes_rest(struct hast_link *l)
 {
 	if (!l->deserted) {
 		l->deserted = 1;
-		l->legacy = l->line->bytes;
+		l->rest = l->line->bytes;
 		/* Whether there is something or not poll() may not have said. */
 		l->recv->readable = 1;
 	}
 	/* One that has no slots goes on when the disk has done something. */
-	return (l->recv->readable || l->recv->starved) && !l->recv->ended && l->line->bytes - l->legacy < LEGACY_BYTES;
+	return (l->recv->readable || l->recv->starved) && !l->recv->ended && l->line->bytes - l->rest < REST_BYTES;
 }
 
 static void
@@ -58,7 +59,7 @@ look(struct hast_link *l)
 		return;
 	if (l->recv->c.error != 0) {
 		l->lost = &l->recv->c;
-	} else if (send_conn(l->send)->error != 0 && !heir(l)) {
+	} else if (send_conn(l->send)->error != 0 && !takes_rest(l)) {
 		l->lost = send_conn(l->send);
 		l->recv->ended = 1;
 	}

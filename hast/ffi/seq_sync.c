@@ -19,7 +19,7 @@
 #include "seq.h"
 #include "seq_internal.h"
 
-#define BESIDE_CLIENTS 4u	/* chunks under way while clients want the disks and the link as well */
+#define BESIDE_CLIENTS 2u	/* chunks under way while clients want the disks and the link as well */
 /* Between two flushes of what was copied: few, but where connections last for moments only, it has to get on as well. */
 #define FIRST_SAVE_MS 100u
 #define SAVE_MS 1000u

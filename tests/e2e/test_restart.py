@@ -395,7 +395,7 @@ def test_stage_of_a_connected_primary_was_killed(pair: Pair, stage: str) -> None
     busy machine: they do not wait for it for long.)"""
     pair.up()
     client = SteadyProcess(pair.a.device(), pair.a.env)
-    for _ in range(10):
+    for _ in range(6):
         before = pair.a.dump()["localcnt"]
         pid = stage_pid(pair.a, stage)
         os.kill(pid, signal.SIGKILL)
