@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 
 from hast.channel import Channel, ChannelClosedError, Message
 from hast.component import Component
-from hast.errors import HastError, ProtocolError, SystemCallError
+from hast.errors import HastError, ProtocolError, SystemCallError, TemporaryError
 from hast.metadata import Metadata
 from hast.shm.arena import Arena, Geometry
 from hast.stages import disk as disk_stage
@@ -198,8 +198,10 @@ class Pipeline:
         how = stage.child.reap()
         stage.end.set_result(how)
         if not stage.up.done():
+            # Who was killed may live the next time; what a stage cannot do it will not be able to do then either.
+            kind = TemporaryError if stage.child.killed else SystemCallError
             name = STAGE_NAMES[number]
-            stage.up.set_exception(SystemCallError(f"{self.settings.resource}: its {name} stage {how} while starting"))
+            stage.up.set_exception(kind(f"{self.settings.resource}: its {name} stage {how} while starting"))
             stage.up.exception()  # start() may not wait for it any more
         elif not stage.stopping:
             self.on_death(number, f"{STAGE_NAMES[number]} stage {how}")

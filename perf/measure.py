@@ -79,8 +79,8 @@ def rounds(
     for number in range(repeats):
         for job in jobs:
             for system in Random(f"{number} {job.name}").sample(list(systems), len(systems)):
-                by_system = samples.setdefault(job.name, {})
-                by_system.setdefault(system.name, []).append(sample(system, job, seconds))
+                by_system = samples.setdefault(job.name, {one.name: [] for one in systems})
+                by_system[system.name].append(sample(system, job, seconds))
                 done += 1
             left = (time.monotonic() - began) / done * (total - done)
             print(f"{say}: round {number + 1} of {repeats}, {job.name}; {left:.0f} s left", file=sys.stderr, flush=True)

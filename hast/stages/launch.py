@@ -49,6 +49,11 @@ class Child:
                 self.channel.close()
         return ended(self.status)
 
+    @property
+    def killed(self) -> bool:
+        """Whether a signal has ended it; once it was collected."""
+        return self.status is not None and os.WIFSIGNALED(self.status)
+
     def kill(self) -> None:
         """SIGKILL, if it is still there."""
         if self.status is None:
