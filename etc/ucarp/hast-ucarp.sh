@@ -101,17 +101,20 @@ bounded() {
 
 # End a command whose request was overtaken, and stop waiting for one that not even SIGKILL ends.
 watch() {
-	nap=''
-	trap '[ -z "$nap" ] || kill "$nap" 2>/dev/null; exit 0' TERM INT HUP
+	nap='' gone=''
+	# A signal may come before $nap is what was just started.
+	trap 'gone=yes; [ -z "$nap" ] || kill "$nap" 2>/dev/null' TERM INT HUP
 	left=$(($2 * 5))
 	while [ $left -gt 0 ] && kill -0 "$1" 2>/dev/null; do
 		sleep 0.2 &
 		nap=$!
+		[ -z "$gone" ] || kill "$nap" 2>/dev/null
 		wait "$nap"
+		[ -z "$gone" ] || exit 0
 		left=$((left - 1))
 		! overtaken || kill "$1" 2>/dev/null
 	done
-	kill -KILL "$1" 2>/dev/null
+	[ -n "$gone" ] || kill -KILL "$1" 2>/dev/null
 }
 
 # each function: call it with the words of each line of $resources; ends with the first that fails.
