@@ -50,7 +50,7 @@ seq_push_remote(struct hast_arena *a, struct hast_bio *bio)
 	struct hast_seq *s = seq_of(a);
 
 	bio->pending |= REMOTE;
-	/* Read by the recv stage, which watches that the secondary goes on answering. */
+	/* Read by recv, which watches that the secondary goes on answering. */
 	__atomic_store_n(&s->nremote, s->nremote + 1, __ATOMIC_RELAXED);
 	seq_push(a, HAST_RING_SEND, bio->slot);
 }
