@@ -42,8 +42,11 @@ class State:
 
 def catch_up(told: State, now: State) -> tuple[str, ...]:
     """The fewest events that lead from what was told to what is true."""
-    unseen = not told.syncing and now.result == "syncdone" and told.result != "syncdone"
     events: list[str] = []
+    if told.syncing and not told.connected:  # it was lost with its connection, which is all that was told
+        events.append("syncintr")
+        told = told.after("syncintr")
+    unseen = not told.syncing and now.result == "syncdone" and told.result != "syncdone"
     if not told.connected and (now.connected or unseen):
         events.append("connect")
     if unseen:
@@ -53,7 +56,7 @@ def catch_up(told: State, now: State) -> tuple[str, ...]:
     over = told.syncing and not now.syncing
     if over and now.result == "syncdone":
         events.append("syncdone")
-    if not now.connected and (told.connected or events[:1] == ["connect"]):
+    if not now.connected and (told.connected or "connect" in events):
         events.append("disconnect")
     if over and now.result == "syncintr":
         events.append("syncintr")

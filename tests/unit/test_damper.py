@@ -47,6 +47,7 @@ LAST = st.sampled_from([(), ("connect",), ("connect", "syncstart"), ("connect", 
 @given(st.lists(LIVES, max_size=80), LAST, st.lists(st.floats(0, 20), min_size=1), st.sets(st.integers(0, 300)))
 @example([WHOLE, FLAP], (), [0.0], {4, 5})
 @example([*[("connect", "disconnect")] * 4, *[WHOLE] * 4, FLAP, WHOLE], ("connect", "syncstart"), [0.0], set())
+@example([*[("connect", "disconnect")] * 4, *[WHOLE] * 6, FLAP], ("connect", "syncstart"), [0.0, 2.0], set())
 def test_what_is_true_in_the_end_is_told(
     lives: list[tuple[str, ...]], last: tuple[str, ...], pauses: list[float], busy: set[int]
 ) -> None:
@@ -100,6 +101,13 @@ def test_an_interruption_is_told_to_be_over() -> None:
     assert catch_up(told, State(True, False, "syncdone")) == ("connect", "syncstart", "syncdone")
     assert catch_up(told, State(False, False, "syncdone")) == ("connect", "syncstart", "syncdone", "disconnect")
     assert catch_up(State(True, True, ""), State(False, False, "syncintr")) == ("disconnect", "syncintr")
+
+
+def test_an_interruption_that_only_its_connection_was_told_of() -> None:
+    told = State(connected=False, syncing=True, result="")
+    assert catch_up(told, State(False, False, "syncintr")) == ("syncintr",)
+    assert catch_up(told, State(True, True, "syncintr")) == ("syncintr", "connect", "syncstart")
+    assert catch_up(told, State(True, False, "syncdone")) == ("syncintr", "connect", "syncstart", "syncdone")
 
 
 def test_something_else_waits_for_what_was_held_back() -> None:
