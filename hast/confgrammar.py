@@ -204,6 +204,7 @@ STATEMENTS: dict[str, Statement] = {
     ),
     "device": Statement(_EVERYWHERE, _choice("auto", "fuse", "nbd", "ublk", "ggate")),
     "directio": Statement(_EVERYWHERE, _choice("auto", "on", "off")),
+    "keepawake": Statement(_EVERYWHERE, _switch),
     "syncrate": Statement(_EVERYWHERE, _syncrate),
     "on-io-error": Statement(_EVERYWHERE, _choice("detach", "pass")),
 }

@@ -56,6 +56,7 @@ class Resource:
     metaflush: bool
     device: str
     directio: str
+    keepawake: bool
     syncrate: int
     on_io_error: str
 
@@ -189,6 +190,7 @@ def _resource(path: str, section: Section, daemon: Scope, names: tuple[str, ...]
         metaflush=scope.get("metaflush", True),
         device=scope.get("device", "auto"),
         directio=scope.get("directio", "auto"),
+        keepawake=scope.get("keepawake", True),
         syncrate=scope.get("syncrate", 0),
         on_io_error=scope.get("on-io-error", "detach"),
     )

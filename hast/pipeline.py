@@ -55,6 +55,7 @@ class PipelineSettings:
     geometry: Geometry
     disk: DiskSettings
     serves_device: bool = False
+    keepawake: bool = False
 
 
 def component_settings(
@@ -66,9 +67,10 @@ def component_settings(
     nsync: int,
     slab_size: int,
     device: bool = False,
+    keepawake: bool = False,
 ) -> PipelineSettings:
     """Those of a resource whose component this is. nclient and nsync: slots; slab_size in bytes; device: a block device
-    of this machine stands on it."""
+    of this machine stands on it; keepawake: processors are not to fall asleep while there is work."""
     geometry = Geometry(
         datasize=metadata.datasize,
         data_offset=metadata.offset,
@@ -82,7 +84,7 @@ def component_settings(
     disk = DiskSettings(
         component.fd, component.engine, component.align, note=component.note, direct=component.direct
     )
-    return PipelineSettings(component.resource, role, geometry, disk, device)
+    return PipelineSettings(component.resource, role, geometry, disk, device, keepawake)
 
 
 @dataclass
@@ -150,6 +152,7 @@ class Pipeline:
             disk=settings.disk if stage in (DISK, decides) else None,
             conn=conn,
             serves_device=settings.serves_device,
+            keepawake=settings.keepawake,
             lock=settings.disk.fd,
         )
         child = start_stage(context, ENTRIES[stage], ours)

@@ -223,6 +223,7 @@ class Primary:
             nsync=SYNC_SLOTS,
             slab_size=SLAB_SIZE,
             device=self.device is not None,
+            keepawake=self.resource.keepawake,
         )
 
     async def _start_stages(self) -> None:
@@ -427,7 +428,9 @@ class Primary:
                 "sync_rate": resource.syncrate,
                 "metaflush": int(resource.metaflush),
                 "detach_on_error": int(resource.on_io_error == "detach"),
+                "keepawake": resource.keepawake,
             }
+            self.pipeline.settings = replace(self.pipeline.settings, keepawake=resource.keepawake)
             self.pipeline.send(GGATE, {"cmd": "settings", **settings})
             if action(changed, Role.PRIMARY) is Action.RECONNECT:
                 await self._relink()

@@ -38,7 +38,7 @@ RECONNECT = {
     Role.PRIMARY: frozenset({"remote", "source", "replication", "checksum", "compression", "timeout"}),
     Role.SECONDARY: frozenset({"remote", "checksum", "compression", "timeout"}),
 }
-LIVE = frozenset({"exec", "syncrate", "metaflush", "on_io_error"})
+LIVE = frozenset({"exec", "syncrate", "metaflush", "on_io_error", "keepawake"})
 
 # The word of hast.conf for a field that is not called like it.
 WORDS = {"provname": "name", "localpath": "local", "on_io_error": "on-io-error"}

@@ -217,7 +217,13 @@ class Secondary:
     def _settings(self) -> PipelineSettings:
         assert self.component is not None and self.metadata is not None
         return component_settings(
-            self.component, self.metadata, "secondary", nclient=SLOTS, nsync=0, slab_size=SLAB_SIZE
+            self.component,
+            self.metadata,
+            "secondary",
+            nclient=SLOTS,
+            nsync=0,
+            slab_size=SLAB_SIZE,
+            keepawake=self.resource.keepawake,
         )
 
     def discard(self) -> dict[str, Any]:
@@ -333,6 +339,9 @@ class Secondary:
         async with self._turn:
             changed = changed_settings(self.resource, resource)
             self.resource = resource
+            if self.pipeline is not None:
+                self.pipeline.settings = replace(self.pipeline.settings, keepawake=resource.keepawake)
+                self.pipeline.send(RECV, {"cmd": "settings", "keepawake": resource.keepawake})
             if action(changed, Role.SECONDARY) is Action.RECONNECT:
                 await self._drop("it has other settings now")
 

@@ -64,6 +64,8 @@ struct hast_link *hast_link_new(void *arena, const struct hast_conn_options *opt
 void hast_link_free(struct hast_link *l);
 /* Secondary: the component, without O_DIRECT: what takes no waiting there is done here (direct.h). It stays the caller's. */
 void hast_link_direct(struct hast_link *l, int fd);
+/* As hast_ggate_awake(). */
+void hast_link_awake(struct hast_link *l, int fd, int32_t limit);
 /* Run until something has to be decided: enum hast_pump_result or -errno. HAST_PUMP_LOST comes once, see _error and _why; after
    that the pump may and should be called again: on the secondary what is with the disk completes and slots come back. Rings are
    announced at the recv stage's bell. */

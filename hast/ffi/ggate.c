@@ -46,6 +46,7 @@ hast_ggate_new(void *arena, int own_bell, int control, int disk_bell)
 	g->control = control;
 	g->disk_bell = disk_bell;
 	hast_direct_init(&g->direct, g->arena, -1);
+	hast_awake_init(&g->awake, -1, 0);
 	g->nbd_slots_max = nclient > 4 * FUSE_RESERVE ? nclient - FUSE_RESERVE : nclient - nclient / 4;
 	g->req = calloc(GGATE_REQS, sizeof(*g->req));
 	g->epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -246,6 +247,7 @@ wait_for_events(struct hast_ggate *g)
 		return n;
 	if (g->link != NULL && (timeout == -1 || timeout > link_patience(g->link)))
 		timeout = link_patience(g->link);
+	timeout = hast_awake_patience(&g->awake, timeout);
 	hast_doorbell_announce(bell);
 	if (completions_ready(g))
 		timeout = 0;
@@ -258,6 +260,7 @@ wait_for_events(struct hast_ggate *g)
 	hast_trace(g->arena, HAST_STAGE_GGATE, HAST_TRACE_WOKE, 0);
 	if (n == -1)
 		return errno == EINTR ? 0 : -errno;
+	hast_awake_waited(&g->awake, n, timeout);
 	/* Where the disk stage is to run: on this processor a wake-up costs a tenth of what it costs across. */
 	line->extra[0] = (uint64_t)(sched_getcpu() + 1);
 	tell_time(g);
@@ -297,6 +300,12 @@ hast_ggate_direct(struct hast_ggate *g, int fd)
 {
 	hast_direct_init(&g->direct, g->arena, fd);
 	g->seq->direct = fd >= 0;
+}
+
+void
+hast_ggate_awake(struct hast_ggate *g, int fd, int32_t limit)
+{
+	hast_awake_init(&g->awake, fd, limit);
 }
 
 uint32_t

@@ -15,6 +15,9 @@ struct hast_ggate *hast_ggate_new(void *arena, int own_bell, int control, int di
 void hast_ggate_free(struct hast_ggate *g);
 /* The component, without O_DIRECT: what takes no waiting there is done by this stage itself (direct.h). -1: not any more. */
 void hast_ggate_direct(struct hast_ggate *g, int fd);
+/* While there is work the processors are to be ready within `limit` us (awake.h); fd: an open /dev/cpu_dma_latency, -1: they may
+   sleep. It stays the caller's. */
+void hast_ggate_awake(struct hast_ggate *g, int fd, int32_t limit);
 /* Runs until something has to be decided: enum hast_pump_result or -errno. */
 int hast_ggate_pump(struct hast_ggate *g);
 /* The connection to the secondary, whose requests the sequencer is about to push (hast_seq_connect()); options as in conn.h, those of

@@ -2,6 +2,7 @@
 #ifndef HAST_GGATE_INTERNAL_H
 #define HAST_GGATE_INTERNAL_H
 
+#include "awake.h"
 #include "device.h"
 #include "direct.h"
 #include "ggate.h"
@@ -27,6 +28,7 @@ struct hast_ggate {
 	struct hast_link *link;		/* to the secondary, NULL: there is none */
 	struct ggate_end in, out;	/* its ends */
 	int idle_ms;			/* that nothing has happened */
+	struct hast_awake awake;
 	struct hast_direct direct;
 	struct hast_port *ports;
 	struct hast_port *dirty;	/* ports with something to flush */

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "awake.h"
 #include "conn_internal.h"
 #include "pump.h"
 #include "trace.h"
@@ -34,6 +35,7 @@ struct hast_link {
 	struct conn_timer alone;	/* since it is deserted */
 	int64_t ticked;			/* ms: when timers were last looked at */
 	int tick;			/* ms */
+	struct hast_awake awake;
 };
 
 /* ---- losing it ---- */
@@ -149,7 +151,7 @@ wait_turn(struct hast_link *l)
 		{ .fd = l->opt.in },
 		{ .fd = l->opt.out },
 	};
-	int timeout = l->tick, n;
+	int timeout = hast_awake_patience(&l->awake, l->tick), n;
 
 	l->looked = 0;
 	hast_doorbell_announce(l->bell);
@@ -169,6 +171,7 @@ wait_turn(struct hast_link *l)
 	hast_trace(l->arena, HAST_STAGE_RECV, HAST_TRACE_WOKE, 0);
 	if (n == -1)
 		return errno == EINTR ? 0 : -errno;
+	hast_awake_waited(&l->awake, n, timeout);
 	if (fd[0].revents != 0)
 		(void)hast_doorbell_drain(l->opt.own_bell);
 	if (fd[1].revents != 0)
@@ -258,6 +261,7 @@ hast_link_new(void *arena, const struct hast_conn_options *options)
 	if (l == NULL)
 		return NULL;
 	l->opt = *options;
+	hast_awake_init(&l->awake, -1, 0);
 	error = set_up(l, arena);
 	if (error != 0) {
 		hast_link_free(l);
@@ -283,6 +287,12 @@ void
 hast_link_direct(struct hast_link *l, int fd)
 {
 	recv_direct(l->recv, fd);
+}
+
+void
+hast_link_awake(struct hast_link *l, int fd, int32_t limit)
+{
+	hast_awake_init(&l->awake, fd, limit);
 }
 
 void

@@ -63,6 +63,7 @@ class StageContext:
     secondary's recv), which does itself what takes no waiting; conn for recv. lock: the component's
     descriptor, which every stage keeps: its lock says that stages of the last worker still live. serves_device: a block
     device of this machine stands on this stage, so it must not wait for the machine's own memory to be written back.
+    keepawake: processors are not to fall asleep while it has work (awake.py).
     """
 
     resource: str
@@ -74,6 +75,7 @@ class StageContext:
     disk: DiskSettings | None = None
     conn: ConnSettings | None = None
     serves_device: bool = False
+    keepawake: bool = False
     lock: int = -1
 
     @property

@@ -6,8 +6,8 @@ FUSE channel, {"cmd": "grant", "number": that of the event}: localcnt is raised 
 cannot be, {"cmd": "outdated"}, {"cmd": "detach"}, {"cmd": "refused"}: what became of a local failure,
 {"cmd": "current"}, {"cmd": "give_up"}: see seq.h, {"cmd": "connect", "mode": n, "from_remote": bool, "conn": what
 ConnSettings has} with the secondary's map and both sockets, {"cmd": "disconnect"}: it is lost, {"cmd": "settings",
-"sync_rate": n, "metaflush": 0 or 1, "detach_on_error": 0 or 1}: other ones from now on, {"cmd": "stop"}: answer what
-is under way, then end, {"cmd": "drop"}: close the NBD clients that still hold that up.
+"sync_rate": n, "metaflush": 0 or 1, "detach_on_error": 0 or 1, "keepawake": bool}: other ones from now on,
+{"cmd": "stop"}: answer what is under way, then end, {"cmd": "drop"}: close the NBD clients that still hold that up.
 What it tells the worker: {"event": "up"}, {"event": "seq", "bits": n, "dirty": extents,
 "detach": bool, "number": of synchronisations that are complete}: the sequencer wants a decision,
 {"event": "unjoined", "why": sentence}: the connection cannot be used now, and nothing has come of it,
@@ -27,7 +27,7 @@ from hast.channel import DescriptorsLostError
 from hast.complaints import Complaints
 from hast.errors import ProtocolError, SystemCallError
 from hast.ffi import _hast
-from hast.stages import protect
+from hast.stages import awake, protect
 from hast.stages.connection import options, tell_lost
 from hast.stages.context import DISK, GGATE, ConnSettings, StageContext
 
@@ -62,6 +62,8 @@ class Ggate:
         self.seq = lib.hast_arena_seq(context.arena.c)
         if context.disk is not None and not context.disk.direct:
             lib.hast_ggate_direct(self.pump, context.disk.fd)
+        self.keeper = awake.Keeper(context.resource, lambda fd, limit: lib.hast_ggate_awake(self.pump, fd, limit))
+        self.keeper.set(context.keepawake)
         self.from_remote = False  # the secondary has the newer data
         self.stopping = False
 
@@ -88,6 +90,7 @@ class Ggate:
         elif command == "settings":
             for name in ("sync_rate", "metaflush", "detach_on_error"):
                 setattr(self.seq, name, message[name])
+            self.keeper.set(message["keepawake"])
         elif command == "stop":
             self.stopping = True
             lib.hast_ggate_freeze(self.pump, 1)

@@ -70,6 +70,7 @@ DEFAULTS = Resource(
     metaflush=True,
     device="auto",
     directio="auto",
+    keepawake=True,
     syncrate=0,
     on_io_error="detach",
 )
@@ -139,6 +140,8 @@ def test_both_nodes_of_one_file() -> None:
         ("directio on", "directio", "on"),
         ("directio off", "directio", "off"),
         ("directio auto", "directio", "auto"),
+        ("keepawake on", "keepawake", True),
+        ("keepawake off", "keepawake", False),
         ("syncrate 0", "syncrate", 0),
         ("syncrate 4096", "syncrate", 4096),
         ("syncrate 500k", "syncrate", 500 * 1024),
@@ -163,6 +166,7 @@ def test_each_setting_globally_and_in_the_resource(statement: str, field: str, v
         ("metaflush", "metaflush", [("on", True), ("off", False)]),
         ("device", "device", [("fuse", "fuse"), ("nbd", "nbd")]),
         ("directio", "directio", [("on", "on"), ("off", "off")]),
+        ("keepawake", "keepawake", [("on", True), ("off", False)]),
         ("syncrate", "syncrate", [("1k", 1024), ("7", 7)]),
         ("on-io-error", "on_io_error", [("pass", "pass"), ("detach", "detach")]),
     ],
@@ -298,7 +302,7 @@ def test_the_sample(names: tuple[str, ...]) -> None:
 def test_what_the_sample_calls_a_default_is_one(names: tuple[str, ...]) -> None:
     text = (ROOT / "etc/hast.conf.sample").read_text()
     commented = re.findall(r"^#([a-z-]+ .*)$", text, re.MULTILINE)
-    assert len(commented) == 15
+    assert len(commented) == 16
     defaults = [line for line in commented if not line.startswith("exec")]
     shared = "resource shared { local /dev/sdb on hasta { remote 10.0.0.2 } on hastb { remote 10.0.0.1 } }"
     config = parse("\n".join([*defaults, shared]), "x", names)
@@ -349,6 +353,7 @@ resources = st.builds(
     metaflush=st.booleans(),
     device=st.sampled_from(["auto", "fuse", "nbd", "ublk", "ggate"]),
     directio=st.sampled_from(["auto", "on", "off"]),
+    keepawake=st.booleans(),
     syncrate=st.integers(0, 2**63 - 1),
     on_io_error=st.sampled_from(["detach", "pass"]),
 )
@@ -362,6 +367,7 @@ def written(r: Resource, blank: str) -> str:
     body = [f"resource {r.name} {{", "on other { remote elsewhere local /elsewhere }", *node]
     body += [f"replication {r.replication}", f"checksum {r.checksum}", f"compression {r.compression}"]
     body += [f"timeout {r.timeout}", f"directio {r.directio}", f"syncrate {r.syncrate}"]
+    body += [f"keepawake {'on' if r.keepawake else 'off'}"]
     body += [f"exec {r.exec}"] if r.exec else []
     return blank.join([*body, f"on-io-error {r.on_io_error}", "}"])
 

@@ -14,15 +14,15 @@ NAMES = ("hasta.example.org", "hasta", "hostid42")
 
 GLOBAL = (
     "a statement (control, pidfile, listen, rundir, replication, checksum, compression, timeout, exec, "
-    "metaflush, device, directio, syncrate, on-io-error, on, resource) or the end of the file"
+    "metaflush, device, directio, keepawake, syncrate, on-io-error, on, resource) or the end of the file"
 )
-NODE = "a statement (control, pidfile, listen, rundir, device, directio, syncrate, on-io-error) or '}'"
+NODE = "a statement (control, pidfile, listen, rundir, device, directio, keepawake, syncrate, on-io-error) or '}'"
 RESOURCE = (
     "a statement (replication, checksum, compression, timeout, exec, metaflush, name, local, "
-    "device, directio, syncrate, on-io-error, on) or '}'"
+    "device, directio, keepawake, syncrate, on-io-error, on) or '}'"
 )
 RESOURCE_NODE = (
-    "a statement (metaflush, name, local, remote, source, device, directio, syncrate, on-io-error) or '}'"
+    "a statement (metaflush, name, local, remote, source, device, directio, keepawake, syncrate, on-io-error) or '}'"
 )
 CHARACTER = "a word of letters, digits and . - _ / : [ ], or '{' or '}'"
 TCP = "[tcp://|tcp4://|tcp6://]host[:port]"

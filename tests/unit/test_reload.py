@@ -146,6 +146,7 @@ def test_each_setting_has_its_place() -> None:
         (("device", "on_io_error"), Action.RESTART, Action.NONE),
         (("on_io_error",), Action.NONE, Action.NONE),
         (("localpath",), Action.RESTART, Action.RESTART),
+        (("keepawake",), Action.NONE, Action.NONE),
         (("exec", "timeout", "directio"), Action.RESTART, Action.RESTART),
     ],
 )
