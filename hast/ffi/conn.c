@@ -110,6 +110,14 @@ conn_timer_due(struct conn_timer *t, uint32_t limit_ms)
 	return now - t->since >= (int64_t)limit_ms;
 }
 
+int64_t
+conn_timer_left(const struct conn_timer *t, uint32_t limit_ms)
+{
+	int64_t left = t->since + (int64_t)limit_ms - conn_now();
+
+	return !t->running ? -1 : left > 0 ? left : 0;
+}
+
 /* ---- what is told ---- */
 
 /* One writer, read by others at any time. */

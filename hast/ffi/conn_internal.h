@@ -46,6 +46,8 @@ void conn_hung_up(struct conn *c);
 int conn_tick(uint32_t limit_ms);
 /* Called in ticks while something lasts: 1 when it has for limit_ms at least. Whoever ends it clears t->running. */
 int conn_timer_due(struct conn_timer *t, uint32_t limit_ms);
+/* ms until it is due; -1: it does not run. */
+int64_t conn_timer_left(const struct conn_timer *t, uint32_t limit_ms);
 /* ms, of a clock that is cheap to read and a few ms behind. */
 int64_t conn_now(void);
 void conn_count(uint64_t *counter, uint64_t more);
@@ -64,6 +66,8 @@ short send_wants(const struct hast_send *s);
 void send_event(struct hast_send *s, short revents);
 /* A tick has passed. */
 void send_tick(struct hast_send *s);
+/* ms in which nothing becomes due; 0: the next tick is needed. */
+int64_t send_calm(const struct hast_send *s);
 /* 1 when there is something to be sent and nothing in the way. */
 int send_ready(struct hast_send *s);
 /* 1 when all is sent, or never will be. */
@@ -141,6 +145,7 @@ int recv_step(struct hast_recv *r);
 short recv_wants(const struct hast_recv *r);
 void recv_event(struct hast_recv *r, short revents);
 void recv_tick(struct hast_recv *r);
+int64_t recv_calm(const struct hast_recv *r);
 int recv_ready(struct hast_recv *r);
 
 /* 0 or -errno. */
@@ -164,7 +169,7 @@ int link_ready(struct hast_link *l);
 /* What poll() is to look for at both; -1: nothing at all. And what it has found. */
 void link_wants(const struct hast_link *l, short *in, short *out);
 void link_events(struct hast_link *l, short in, short out);
-/* Called after each wait, which may be this many ms. */
+/* Called after each wait, which may be this many ms: a tick, and more while nothing is under way. */
 void link_clock(struct hast_link *l);
 int link_patience(const struct hast_link *l);
 /* 1 when all is sent, or never will be. */

@@ -18,7 +18,7 @@
 #include "trace.h"
 
 #define EVENTS 64
-#define IDLE_MS 1000			/* how often a quiet, connected resource looks for extents to clear */
+#define IDLE_MS 1000			/* after how long a quiet, connected resource looks for extents to clear */
 #define SYNC_MS 50			/* how often a resynchronisation with a rate gets its share */
 #define FUSE_RESERVE 32u		/* slots that NBD clients never get */
 
@@ -191,7 +191,7 @@ patience(const struct hast_ggate *g)
 {
 	if (g->seq->sync_on && g->seq->sync_rate != 0)
 		return SYNC_MS;
-	return g->seq->connected ? IDLE_MS : -1;
+	return g->seq->connected && !g->settled ? IDLE_MS : -1;
 }
 
 /* The sequencer has no clock: it is told what time a resynchronisation may use. */
@@ -231,7 +231,8 @@ idle(struct hast_ggate *g, int timeout)
 	if (g->idle_ms < IDLE_MS)
 		return;
 	g->idle_ms = 0;
-	(void)hast_seq_idle(g->arena);
+	/* There is no more to clear until something happens; an update that is under way ends with an event. */
+	g->settled = hast_seq_idle(g->arena) == 0;
 }
 
 static int
@@ -240,13 +241,14 @@ wait_for_events(struct hast_ggate *g)
 	struct hast_doorbell *bell = &g->arena->bell[HAST_STAGE_GGATE];
 	struct hast_stage_line *line = &g->arena->stage[HAST_STAGE_GGATE];
 	struct epoll_event ev[EVENTS];
-	int timeout = patience(g), quiet = timeout == IDLE_MS;
+	int timeout = patience(g), quiet = timeout == IDLE_MS, calm;
 	int n = g->link != NULL ? ggate_link_arm(g) : 0;
 
 	if (n != 0)
 		return n;
-	if (g->link != NULL && (timeout == -1 || timeout > link_patience(g->link)))
-		timeout = link_patience(g->link);
+	calm = g->link != NULL ? link_patience(g->link) : -1;
+	if (calm != -1 && (timeout == -1 || timeout > calm))
+		timeout = calm;
 	timeout = hast_awake_patience(&g->awake, timeout);
 	hast_doorbell_announce(bell);
 	if (completions_ready(g))
@@ -264,6 +266,8 @@ wait_for_events(struct hast_ggate *g)
 	/* Where the disk stage is to run: on this processor a wake-up costs a tenth of what it costs across. */
 	line->extra[0] = (uint64_t)(sched_getcpu() + 1);
 	tell_time(g);
+	if (n > 0 || timeout == 0)
+		g->settled = 0;
 	if (n > 0 || !quiet || timeout == 0)
 		g->idle_ms = 0;
 	else

@@ -28,6 +28,7 @@ struct hast_ggate {
 	struct hast_link *link;		/* to the secondary, NULL: there is none */
 	struct ggate_end in, out;	/* its ends */
 	int idle_ms;			/* that nothing has happened */
+	uint8_t settled;		/* nor is there anything to be done when nothing happens */
 	struct hast_awake awake;
 	struct hast_direct direct;
 	struct hast_port *ports;

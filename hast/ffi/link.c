@@ -131,7 +131,10 @@ link_clock(struct hast_link *l)
 int
 link_patience(const struct hast_link *l)
 {
-	return l->tick;
+	int64_t in = recv_calm(l->recv), out = in > l->tick ? send_calm(l->send) : 0;
+	int64_t calm = in < out ? in : out;
+
+	return l->deserted || calm < l->tick ? l->tick : (int)calm;
 }
 
 int
@@ -151,7 +154,7 @@ wait_turn(struct hast_link *l)
 		{ .fd = l->opt.in },
 		{ .fd = l->opt.out },
 	};
-	int timeout = hast_awake_patience(&l->awake, l->tick), n;
+	int timeout = hast_awake_patience(&l->awake, link_patience(l)), n;
 
 	l->looked = 0;
 	hast_doorbell_announce(l->bell);

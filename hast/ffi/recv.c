@@ -240,6 +240,20 @@ recv_tick(struct hast_recv *r)
 		r->ended = 1;
 }
 
+int64_t
+recv_calm(const struct hast_recv *r)
+{
+	int64_t left;
+
+	if (r->c.error != 0 || r->ended || r->readable || r->starved)
+		return 0;
+	/* A primary waits for nothing then; a secondary for the next sign of life. */
+	if (!r->c.opt.secondary)
+		return r->role->expecting(r) ? 0 : INT32_MAX;
+	left = conn_timer_left(&r->silence, r->c.opt.silence_ms);
+	return left > 0 ? left : 0;
+}
+
 /* ---- life ---- */
 
 static int

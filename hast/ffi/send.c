@@ -346,6 +346,19 @@ send_tick(struct hast_send *s)
 	}
 }
 
+int64_t
+send_calm(const struct hast_send *s)
+{
+	int64_t left;
+
+	if (s->c.error != 0 || s->blocked)
+		return 0;
+	if (s->c.opt.secondary)
+		return INT32_MAX;
+	left = conn_timer_left(&s->quiet, s->c.opt.keepalive_ms);
+	return left > 0 ? left : 0;
+}
+
 const struct conn *
 send_conn(const struct hast_send *s)
 {

@@ -183,6 +183,10 @@ class Rig:
                     said.append(received[0])
         return said
 
+    def sleeps(self, stage: int) -> int:
+        """How often the stage has waited."""
+        return int(self.arena.c.stage[stage].sleeps)
+
     def alive(self) -> bool:
         """Whether every stage still runs, and none has reported anything unexpected."""
         return all(not select.select([s.child.pidfd], [], [], 0)[0] for s in self.stages.values())

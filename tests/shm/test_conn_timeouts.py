@@ -173,7 +173,27 @@ def test_a_keepalive_that_goes_unread_is_not_the_end() -> None:
             assert p.out.request()[0].cmd == Cmd.KEEPALIVE
 
 
+def test_an_idle_primary_wakes_up_for_its_keepalives_only() -> None:
+    with running(Primary(keepalive=LONG / 2)) as p:
+        assert p.out.request()[0].cmd == Cmd.KEEPALIVE
+        before = p.sleeps(RECV)
+        for _ in range(3):
+            assert p.out.request()[0].cmd == Cmd.KEEPALIVE
+        # One to begin to wait, one to send; not one for each tick, of which there are eight.
+        assert p.sleeps(RECV) - before <= 3 * 4
+
+
 # ---- the secondary ----
+
+
+def test_an_idle_secondary_wakes_up_for_keepalives_only() -> None:
+    with running(Secondary(silence=2 * LONG)) as s:
+        before = s.sleeps(RECV)
+        for _ in range(2):
+            time.sleep(LONG * 3 / 4)
+            s.into.ask(Request(Cmd.KEEPALIVE))
+        assert s.alive() and s.stages[RECV].lost is None
+        assert s.sleeps(RECV) - before <= 2 * 3
 
 
 def test_a_primary_that_is_silent() -> None:
