@@ -19,7 +19,7 @@
 
 #define EVENTS 64
 #define IDLE_MS 1000			/* after how long a quiet, connected resource looks for extents to clear */
-#define SYNC_MS 50			/* how often a resynchronisation with a rate gets its share */
+#define SYNC_MS 50			/* how often a resynchronisation is told of time */
 #define FUSE_RESERVE 32u		/* slots that NBD clients never get */
 
 /* ---- life ---- */
@@ -189,7 +189,7 @@ completions_ready(struct hast_ggate *g)
 static int
 patience(const struct hast_ggate *g)
 {
-	if (g->seq->sync_on && g->seq->sync_rate != 0)
+	if (g->seq->sync_on)
 		return SYNC_MS;
 	return g->seq->connected && !g->settled ? IDLE_MS : -1;
 }

@@ -154,6 +154,7 @@ void
 seq_finish(struct hast_arena *a, struct hast_bio *bio)
 {
 	seq_of(a)->inuse--;
+	seq_of(a)->finished += bio->slot < a->geo.nclient;
 	bio->state = HAST_BIO_DONE;
 	if (!bio->held && !answer_waits(bio))
 		slot_free(a, bio);
@@ -413,6 +414,7 @@ hast_seq_complete(struct hast_arena *a, int component, uint32_t entry)
 		return 0;
 	}
 	settle(a, bio, component);
+	seq_sync_turn(a);
 	return 0;
 }
 

@@ -146,6 +146,13 @@ struct hast_seq {
 	uint64_t sync_pause_ms;		/* until the next one: grows from the beginning of a connection on */
 	uint64_t sync_rate;		/* bytes per second at most; 0: no limit */
 	int64_t sync_credit;		/* bytes that may be issued now */
+	uint64_t finished;		/* client requests, ever */
+	uint64_t sync_turn;		/* how many have to be, until the next chunk may be issued beside clients */
+	uint64_t sync_finished;		/* how many were at the last tick */
+	uint32_t sync_beside;		/* there were some between the last two ticks */
+	uint32_t sync_floor;		/* chunks that may be issued before their turn */
+	uint32_t sync_held;		/* the next chunk waits for its turn */
+	uint32_t pad4;
 	/* A local component that fails: seq_local.c. */
 	uint32_t peer_whole;		/* the secondary has every acknowledged write */
 	uint32_t turning;		/* the local component has failed, the secondary is to take its place */

@@ -115,6 +115,8 @@ void seq_sync_start_chunk(struct hast_arena *a, struct hast_bio *bio);
 void seq_sync_chunk_done(struct hast_arena *a, struct hast_bio *bio, int component);
 /* Hands out chunks as far as the window goes. */
 void seq_sync_pump(struct hast_arena *a);
+/* A completion was taken: a chunk may have waited for it. */
+void seq_sync_turn(struct hast_arena *a);
 /* A flush has completed, or failed on one of the nodes. */
 void seq_sync_flushed(struct hast_arena *a, int failed);
 void seq_sync_stop(struct hast_arena *a);

@@ -10,7 +10,8 @@
  * - HAST_SEQ_SYNC_DONE is raised when `sync` is empty and both nodes have completed a flush after the last copy;
  * - an interruption, of whatever kind, takes back no more than about a second of copying: that often both nodes flush what was
  *   copied, and the map on disk is cleared of it;
- * - no more than a few chunks are under way while clients have requests in here;
+ * - beside clients only a few chunks are under way, and between the beginnings of two as many client requests come to their end as
+ *   there were in here at the first one's; but the copying always gets on;
  * - nothing is copied from a component that has failed a flush: what it has lost may be whole on the other node.
  */
 #include <errno.h>
@@ -20,6 +21,8 @@
 #include "seq_internal.h"
 
 #define BESIDE_CLIENTS 2u	/* chunks under way while clients want the disks and the link as well */
+/* What is issued beside clients in any case, bytes per ms: a request of theirs may take long. */
+#define FLOOR 40000u
 /* Between two flushes of what was copied: few, but where connections last for moments only, it has to get on as well. */
 #define FIRST_SAVE_MS 100u
 #define SAVE_MS 1000u
@@ -211,6 +214,20 @@ seq_sync_chunk_done(struct hast_arena *a, struct hast_bio *bio, int component)
 	chunk_over(a, bio, error != 0 || bio->cmd == HAST_CMD_READ);
 }
 
+/* Requests in here that are no chunks. */
+static uint32_t
+clients(const struct hast_seq *s)
+{
+	return s->inuse - s->sync_chunks;
+}
+
+/* Those that the last chunk met here have gone before this one, or get nowhere: they may wait for this very copying. */
+static int
+has_turn(const struct hast_seq *s)
+{
+	return clients(s) == 0 || !s->sync_beside || s->finished >= s->sync_turn;
+}
+
 static void
 chunk_issue(struct hast_arena *a, uint32_t place)
 {
@@ -220,7 +237,6 @@ chunk_issue(struct hast_arena *a, uint32_t place)
 	uint64_t left = e->end - e->next;
 
 	s->sync_free_head = bio->next;
-	s->sync_chunks++;
 	bio->cmd = HAST_CMD_READ;
 	bio->flags = HAST_BIO_SYNC;
 	bio->held = 0;
@@ -232,6 +248,10 @@ chunk_issue(struct hast_arena *a, uint32_t place)
 	e->out++;
 	if (s->sync_rate != 0)
 		s->sync_credit -= (int64_t)bio->length;
+	if (!has_turn(s))
+		s->sync_floor--;
+	s->sync_turn = s->finished + clients(s);
+	s->sync_chunks++;
 	seq_prepare(a, bio);
 	seq_lock(a, bio);
 }
@@ -306,22 +326,34 @@ void
 seq_sync_pump(struct hast_arena *a)
 {
 	struct hast_seq *s = seq_of(a);
-	int clients = s->inuse > s->sync_chunks;
-	uint32_t window = clients ? BESIDE_CLIENTS : a->geo.nsync;
+	uint32_t window = clients(s) > 0 || s->sync_beside ? BESIDE_CLIENTS : a->geo.nsync;
 
 	/* A secondary that has failed something is going to be lost, and no target of a synchronisation that it knows of. */
 	if (!s->sync_on || !seq_peer_there(a) || !has_source(s))
 		return;
+	s->sync_held = 0;
 	while (s->sync_chunks < window && s->sync_free_head != HAST_NONE &&
 	    (s->sync_rate == 0 || s->sync_credit > 0)) {
-		uint32_t place = choose_place(a);
+		uint32_t place;
 
+		if (!has_turn(s) && s->sync_floor == 0) {
+			s->sync_held = 1;
+			return;
+		}
+		place = choose_place(a);
 		if (place == HAST_SYNC_EXTENTS) {
 			pass_over(a);
 			return;
 		}
 		chunk_issue(a, place);
 	}
+}
+
+void
+seq_sync_turn(struct hast_arena *a)
+{
+	if (seq_of(a)->sync_held && has_turn(seq_of(a)))
+		seq_sync_pump(a);
 }
 
 /* So that an interruption does not cost all that was copied: both flush it, then it is cleared in the map. */
@@ -463,6 +495,9 @@ hast_seq_sync_tick(struct hast_arena *a, uint32_t elapsed_ms)
 		if (s->sync_credit > most)
 			s->sync_credit = most;
 	}
+	s->sync_beside = s->finished != s->sync_finished;
+	s->sync_finished = s->finished;
+	s->sync_floor = FLOOR * (elapsed_ms < 1000 ? elapsed_ms : 1000) / a->geo.slab_size + 1;
 	save(a, elapsed_ms);
 	seq_sync_pump(a);
 }

@@ -48,6 +48,7 @@ def shape(
     nclient: int = 8,
     slab_size: int = 4096,
     short: int = 0,
+    nsync: int = 2,
 ) -> Geometry:
     """A component of so many extents, the last of them `short` bytes too small."""
     mapsize = -(-extents // (8 * SECTOR)) * SECTOR
@@ -58,7 +59,7 @@ def shape(
         mapsize=mapsize,
         keepdirty=keepdirty,
         nclient=nclient,
-        nsync=2,
+        nsync=nsync,
         slab_size=slab_size,
     )
 
