@@ -328,10 +328,10 @@ seq_sync_pump(struct hast_arena *a)
 	struct hast_seq *s = seq_of(a);
 	uint32_t window = clients(s) > 0 || s->sync_beside ? BESIDE_CLIENTS : a->geo.nsync;
 
+	s->sync_held = 0;
 	/* A secondary that has failed something is going to be lost, and no target of a synchronisation that it knows of. */
 	if (!s->sync_on || !seq_peer_there(a) || !has_source(s))
 		return;
-	s->sync_held = 0;
 	while (s->sync_chunks < window && s->sync_free_head != HAST_NONE &&
 	    (s->sync_rate == 0 || s->sync_credit > 0)) {
 		uint32_t place;
