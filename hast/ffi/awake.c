@@ -9,7 +9,7 @@ hast_awake_init(struct hast_awake *a, int fd, int32_t limit)
 {
 	a->fd = fd;
 	a->limit = limit;
-	a->held = 0;
+	a->busy = a->held = 0;
 }
 
 static void
@@ -25,18 +25,21 @@ ask(struct hast_awake *a, int held)
 }
 
 int
-hast_awake_patience(const struct hast_awake *a, int timeout)
+hast_awake_patience(struct hast_awake *a, int timeout)
 {
+	if (a->busy && !a->held && a->fd != -1)
+		ask(a, 1);
 	return a->held && (timeout == -1 || timeout > HAST_AWAKE_MS) ? HAST_AWAKE_MS : timeout;
 }
 
 void
 hast_awake_waited(struct hast_awake *a, int n, int timeout)
 {
-	if (a->fd == -1)
-		return;
-	if (n > 0 && !a->held)
-		ask(a, 1);
-	else if (n == 0 && timeout != 0 && a->held)
-		ask(a, 0);
+	if (n > 0) {
+		a->busy = 1;
+	} else if (timeout != 0) {
+		a->busy = 0;
+		if (a->held)
+			ask(a, 0);
+	}
 }
