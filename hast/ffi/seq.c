@@ -92,6 +92,7 @@ hast_seq_init(struct hast_arena *a)
 	/* Nobody knows what was written before this arena, and whether both have flushed it. */
 	s->last_epoch = 1;
 	s->metaflush = 1;
+	s->dirty_max = seq_map_dirty_max(&a->geo);
 	/* From the top down, so that the first slots, and only they, are used while there is little to do. */
 	for (uint32_t i = a->geo.nclient; i-- > 0;) {
 		bio_of(a, i)->next = s->free_head;

@@ -168,7 +168,7 @@ struct hast_seq {
 	uint32_t confirming;		/* out of date: the secondary flushes first, so that nothing is read there that it may lose */
 	uint32_t cache_lost;		/* a flush of the local component has failed, and it is not settled what becomes of that */
 	uint32_t no_source;		/* a flush of it has failed, in this arena or before it: nothing is copied from it */
-	uint32_t pad;
+	uint32_t dirty_max;		/* dirty extents from which on cold ones are cleared also beside clients; before, in quiet moments */
 	uint32_t detach_on_error;	/* setting: any failure of the local component ends its use */
 	uint32_t durable_head;
 	uint32_t durable_tail;

@@ -108,6 +108,9 @@ void seq_read_remote(struct hast_arena *a, struct hast_bio *bio);
 void seq_lock(struct hast_arena *a, struct hast_bio *bio);
 void seq_unlock(struct hast_arena *a, const struct hast_bio *bio);
 
+/* hast_seq.dirty_max for such a component. */
+uint32_t seq_map_dirty_max(const struct hast_geometry *geo);
+
 /* ---- seq_sync.c ---- */
 
 /* The chunk has its range lock. */

@@ -284,6 +284,35 @@ seq_map_merge(struct hast_arena *a, const uint8_t *map, int ondisk)
 
 /* ---- map updates ---- */
 
+/* What is cleared may have to be marked again by the next write, which waits for that; what is not cleared has to be copied after a
+   crash. Writes all over a component are to cost few updates, and a crash not more than so much, and keepdirty. */
+#define COLD_BYTES (2ull << 30)
+
+uint32_t
+seq_map_dirty_max(const struct hast_geometry *geo)
+{
+	uint64_t cold = COLD_BYTES / geo->extentsize;
+
+	if (cold < geo->keepdirty)
+		cold = geo->keepdirty;
+	cold += geo->keepdirty;
+	return cold < UINT32_MAX ? (uint32_t)cold : UINT32_MAX;
+}
+
+static uint64_t
+count_dirty(struct hast_arena *a)
+{
+	const uint8_t *dirty = dirty_of(a);
+	uint64_t n = 0, eight;
+
+	/* The map is a multiple of 512 bytes, and has no bits behind the last extent. */
+	for (uint32_t i = 0; i < a->geo.mapsize; i += sizeof(eight)) {
+		memcpy(&eight, dirty + i, sizeof(eight));
+		n += (uint64_t)__builtin_popcountll(eight);
+	}
+	return n;
+}
+
 uint64_t
 seq_map_clean(struct hast_arena *a)
 {
@@ -346,8 +375,8 @@ seq_map_start(struct hast_arena *a)
 
 	if (s->map_busy || !s->map_dirty || s->detached || s->turn_detach)
 		return;
-	/* As the map is written anyway, cold extents go with it at no cost; too many that only lack a flush get one. */
-	if (seq_map_clean(a) > a->geo.keepdirty)
+	/* Too many: as the map is written anyway, cold ones are cleared with it; those that only lack a flush get one. */
+	if (count_dirty(a) > s->dirty_max && seq_map_clean(a) > a->geo.keepdirty)
 		(void)seq_own_flush(a);
 	changed_run(a, &bio->offset, &bio->length);
 	if (bio->length == 0) {

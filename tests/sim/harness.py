@@ -99,6 +99,7 @@ class Sequencer:
         assert lib.hast_arena_init(self._base, wanted) == 0
         self.arena = ffi.cast("struct hast_arena *", self._base)
         self.s = lib.hast_arena_seq(self.arena)
+        self.s.dirty_max = 0  # whenever the map is written what may be cleared is cleared
         self.ring = [lib.hast_arena_ring(self.arena, n) for n in range(7)]
         self.bio = [lib.hast_arena_bio(self.arena, n) for n in range(self.arena.nslots)]
         self.map_slot, self.own_flush_slot = self.arena.nslots - 2, self.arena.nslots - 1

@@ -1,6 +1,12 @@
 """Invariants 1 (dirty before write) and 2 (clean after durable), and the extents that are kept dirty."""
 
-from tests.sim.harness import DELETE, FLAG_DURABLE, FLAG_ZERO, WRITE, Bench
+import mmap
+from dataclasses import asdict, replace
+
+from hast.ffi import _hast
+from tests.sim.harness import DELETE, FLAG_DURABLE, FLAG_ZERO, WRITE, Bench, shape
+
+ffi, lib = _hast.ffi, _hast.lib
 
 
 def test_write_to_a_clean_extent_waits_until_the_map_says_dirty() -> None:
@@ -108,6 +114,61 @@ def test_cold_extent_is_cleared_after_both_have_flushed() -> None:
     assert b.updating() == {0, 1} and 9 not in b.seq.ondisk()
     b.map_done()
     assert b.map == 0b11
+
+
+def test_cold_extents_stay_dirty_beside_clients_until_they_are_many() -> None:
+    """A write that comes back to one of them has nothing to wait for then."""
+    b = Bench(keepdirty=1)
+    b.seq.s.dirty_max = 6
+    for n in range(6):
+        b.whole_write(n)
+    b.whole_flush()
+    updates = b.seq.s.stats.map_update
+    for n in range(6):
+        b.whole_write(n)
+        assert b.seq.dirty() == b.seq.ondisk() == set(range(6))
+    assert b.seq.s.stats.map_update == updates
+    b.whole_flush()
+    b.whole_write(6)
+    assert b.seq.dirty() == {6}, "one too many: all go that may"
+    b.rest()
+    assert b.map == 1 << 6
+
+
+def test_many_cold_extents_that_lack_a_flush_get_one() -> None:
+    b = Bench(keepdirty=1)
+    b.seq.s.dirty_max = 6
+    for n in range(6):
+        b.whole_write(n)
+    assert b.local == b.remote == []
+    slot = b.write(6)
+    own = b.seq.own_flush_slot
+    assert own in b.local and own in b.remote
+    b.settle_own()
+    b.done(slot)
+    b.forget(slot)
+    b.whole_write(7)
+    assert len(b.seq.dirty()) < 6
+
+
+def test_quiet_moments_clear_however_few_there_are() -> None:
+    b = Bench(keepdirty=1)
+    b.seq.s.dirty_max = 16
+    for n in range(4):
+        b.whole_write(n)
+    b.rest()
+    assert b.map == 1 << 3
+
+
+def test_how_many_may_be_dirty_by_default() -> None:
+    """2 GiB, and keepdirty; or twice that, where it is more."""
+    for extentsize, keepdirty, most in ((1 << 21, 64, 1024 + 64), (1 << 30, 64, 128)):
+        geometry = replace(shape(keepdirty=keepdirty), extentsize=extentsize, datasize=extentsize)
+        wanted = ffi.new("struct hast_geometry *", asdict(geometry))
+        memory = mmap.mmap(-1, lib.hast_arena_size(wanted))
+        base = ffi.from_buffer(memory)
+        assert lib.hast_arena_init(base, wanted) == 0
+        assert lib.hast_arena_seq(ffi.cast("struct hast_arena *", base)).dirty_max == most
 
 
 def test_idle_flushes_for_itself_and_then_clears() -> None:

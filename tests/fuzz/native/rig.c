@@ -96,6 +96,8 @@ rig_arena(const struct hast_geometry *geo)
 	must(arena != NULL && hast_arena_size(geo) == size, "arena");
 	memset(arena, 0, size);
 	must(hast_arena_init(arena, geo) == 0, "arena");
+	/* Extents are cleared as soon as they may be. */
+	hast_arena_seq(arena)->dirty_max = 0;
 	return arena;
 }
 
