@@ -340,7 +340,7 @@ send_tick(struct hast_send *s)
 		if (conn_timer_due(&s->stuck, opt->timeout_ms))
 			(void)conn_lost(&s->c, ETIMEDOUT, "%s has taken no data for %g s", conn_peer(&s->c),
 			    opt->timeout_ms / 1000.0);
-	} else if (!opt->secondary && conn_timer_due(&s->quiet, opt->keepalive_ms)) {
+	} else if (!opt->secondary && s->left == 0 && conn_timer_due(&s->quiet, opt->keepalive_ms)) {
 		lay_keepalive(s);
 		transmit(s);
 	}

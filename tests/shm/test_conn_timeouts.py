@@ -7,9 +7,12 @@ is not tested; where a connection must not be lost, the peer stays far below the
 from __future__ import annotations
 
 import errno
+import os
 import select
+import signal
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,8 +20,8 @@ import pytest
 
 from hast.ffi import _hast
 from hast.messages import Cmd, DataInfo, Reply, Request, pack_message
-from hast.stages.context import RECV
-from tests.shm.connrig import DELETE, FLUSH, KIB, MIB, READ, WRITE, Primary, Secondary
+from hast.stages.context import RECV, SEND
+from tests.shm.connrig import DELETE, FLUSH, KIB, MIB, READ, SECONDS, WRITE, Primary, Secondary, Wire, pair
 
 lib = _hast.lib
 TIMEOUT = 0.4  # seconds
@@ -41,6 +44,22 @@ def not_sooner() -> Iterator[None]:
     began = time.monotonic()
     yield
     assert time.monotonic() - began >= SOON
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def until(condition: Callable[[], bool], seconds: float) -> None:
+    """Waits for it, but not longer."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.001)
 
 
 # ---- the primary ----
@@ -171,6 +190,33 @@ def test_a_keepalive_that_goes_unread_is_not_the_end() -> None:
         assert p.alive() and p.stages[RECV].lost is None
         for _ in range(5):
             assert p.out.request()[0].cmd == Cmd.KEEPALIVE
+
+
+def test_a_keepalive_never_takes_the_place_of_a_request() -> None:
+    """It falls due while a request is stuck, and the stage, which was paused, finds out in the moment in which the peer
+    reads again. The request did not go then, nor anything after it."""
+    (one, out), (two, back) = pair("unix"), pair("unix")
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * KIB)
+    with running(Primary(timeout=SECONDS, keepalive=TIMEOUT, ends=(one, two))) as p:
+        p.out, p.back = Wire(out), Wire(back)
+        slots: list[int] = []
+        sent = -1
+        while p.line(SEND).bytes != sent:
+            sent = p.line(SEND).bytes
+            time.sleep(2 * TICK)  # the timer runs from a tick on
+            slots.append(p.submit(WRITE, len(slots) * 4096, data=bytes([len(slots)]) * 4096))
+            p.arena.seq.nremote = 0  # that nothing comes from there is not what is looked at
+            until(lambda before=sent: p.line(SEND).bytes != before, 2 * TICK)
+        time.sleep(2 * TIMEOUT)
+        arrived = []
+        with stopped(p.stages[RECV].child.pid):
+            while not p.out.silent():
+                arrived.append(p.out.request()[0])
+            time.sleep(3 * TICK)
+        while len([request for request in arrived if request.cmd == Cmd.WRITE]) < len(slots):
+            arrived.append(p.out.request()[0])
+        assert [r.seq for r in arrived if r.cmd == Cmd.WRITE] == [p.seq(slot) for slot in slots]
+        assert p.alive() and p.stages[RECV].lost is None
 
 
 def test_an_idle_primary_wakes_up_for_its_keepalives_only() -> None:
