@@ -19,7 +19,6 @@
 
 #define EVENTS 64
 #define IDLE_MS 1000			/* after how long a quiet, connected resource looks for extents to clear */
-#define SYNC_MS 50			/* how often a resynchronisation is told of time */
 #define FUSE_RESERVE 32u		/* slots that NBD clients never get */
 
 /* ---- life ---- */
@@ -149,14 +148,17 @@ verdict(struct hast_ggate *g)
 static int
 turn(struct hast_ggate *g)
 {
-	int error;
+	int error, taken;
 
 	do {
 		error = g->link != NULL ? link_receive(g->link) : 0;
 		if (error != 0)
 			return error;
-		if (hast_seq_drain(g->arena) < 0 || g->seq->broken)
+		taken = hast_seq_drain(g->arena);
+		if (taken < 0 || g->seq->broken)
 			return HAST_PUMP_BROKEN;
+		if (taken > 0)
+			g->settled = 0;
 		/* First the others, who work meanwhile. */
 		error = pass_on(g, 0);
 		if (error == 0)
@@ -190,7 +192,7 @@ static int
 patience(const struct hast_ggate *g)
 {
 	if (g->seq->sync_on)
-		return SYNC_MS;
+		return (int)hast_seq_sync_patience(g->arena);
 	return g->seq->connected && !g->settled ? IDLE_MS : -1;
 }
 
@@ -204,9 +206,10 @@ tell_time(struct hast_ggate *g)
 	if (!g->seq->sync_on || clock_gettime(CLOCK_MONOTONIC_COARSE, &now) == -1)
 		return;
 	ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-	if (g->sync_ms == 0 || ms - g->sync_ms > IDLE_MS)
-		g->sync_ms = ms - SYNC_MS;
-	if (ms - g->sync_ms < SYNC_MS)
+	/* After a time without one it begins with a moment's share. */
+	if (g->sync_ms == 0 || ms - g->sync_ms > 2 * HAST_SYNC_STUCK_MS)
+		g->sync_ms = ms - HAST_SYNC_TICK_MS;
+	if (ms - g->sync_ms < HAST_SYNC_TICK_MS)
 		return;
 	hast_seq_sync_tick(g->arena, (uint32_t)(ms - g->sync_ms));
 	g->sync_ms = ms;
@@ -241,7 +244,7 @@ wait_for_events(struct hast_ggate *g)
 	struct hast_doorbell *bell = &g->arena->bell[HAST_STAGE_GGATE];
 	struct hast_stage_line *line = &g->arena->stage[HAST_STAGE_GGATE];
 	struct epoll_event ev[EVENTS];
-	int timeout = patience(g), quiet = timeout == IDLE_MS, calm;
+	int timeout = patience(g), quiet = timeout == IDLE_MS && !g->seq->sync_on, calm;
 	int n = g->link != NULL ? ggate_link_arm(g) : 0;
 
 	if (n != 0)

@@ -47,6 +47,9 @@ enum hast_mode {
 	HAST_MODE_ASYNC
 };
 
+#define HAST_SYNC_TICK_MS 50		/* how often a resynchronisation is told of time */
+#define HAST_SYNC_STUCK_MS 1000		/* the same, while it does not get on */
+
 /* hast_seq.events: what Python is to decide */
 #define HAST_SEQ_NEED_DEGRADED 1	/* raise localcnt, store it, then grant */
 #define HAST_SEQ_REMOTE_FAILED 2	/* the secondary answered with an error: drop it */
@@ -145,14 +148,16 @@ struct hast_seq {
 	uint64_t sync_unsaved_ms;	/* time since */
 	uint64_t sync_pause_ms;		/* until the next one: grows from the beginning of a connection on */
 	uint64_t sync_rate;		/* bytes per second at most; 0: no limit */
-	int64_t sync_credit;		/* bytes that may be issued now */
+	int64_t sync_credit;		/* what may be issued now, in thousandths of a byte */
 	uint64_t finished;		/* client requests, ever */
 	uint64_t sync_turn;		/* how many have to be, until the next chunk may be issued beside clients */
 	uint64_t sync_finished;		/* how many were at the last tick */
 	uint32_t sync_beside;		/* there were some between the last two ticks */
-	uint32_t sync_floor;		/* chunks that may be issued before their turn */
+	uint32_t sync_floor;		/* bytes that may be issued before their turn */
 	uint32_t sync_held;		/* the next chunk waits for its turn */
-	uint32_t pad4;
+	uint32_t sync_retry_ms;		/* how long what failed has to wait for another try */
+	uint64_t sync_waited_ms;	/* how long it has waited */
+	uint64_t sync_tried;		/* sync_copied at the last try */
 	/* A local component that fails: seq_local.c. */
 	uint32_t peer_whole;		/* the secondary has every acknowledged write */
 	uint32_t turning;		/* the local component has failed, the secondary is to take its place */
@@ -212,8 +217,12 @@ void hast_seq_refuse_degraded(struct hast_arena *a);
 void hast_seq_connect(struct hast_arena *a, const uint8_t *map);
 /* Begins to copy the extents that may differ, from the secondary when from_remote, else to it. After HAST_SEQ_CONNECTED. */
 void hast_seq_sync_start(struct hast_arena *a, int from_remote);
+/* The role ends: what is under way of it is the last. */
+void hast_seq_sync_end(struct hast_arena *a);
 /* Time has passed: a resynchronisation with a rate gets its share, extents that failed are tried again. */
 void hast_seq_sync_tick(struct hast_arena *a, uint32_t elapsed_ms);
+/* After how many ms the next tick is wanted: HAST_SYNC_TICK_MS, HAST_SYNC_STUCK_MS while nothing can be copied; 0: none. */
+uint32_t hast_seq_sync_patience(struct hast_arena *a);
 /* After HAST_SEQ_LOCAL_FAILED: it is stored durably that this component is out of date, where it is marked. */
 void hast_seq_outdated(struct hast_arena *a);
 /* The same, and it is stored that it is so everywhere: from now on the local component is not used. Also at the start. */

@@ -133,6 +133,15 @@ int seq_sync_marked(struct hast_arena *a, const struct hast_bio *bio);
 int seq_sync_any(struct hast_arena *a);
 /* Something was marked while nothing is being copied: begins with the next tick. */
 void seq_sync_again(struct hast_arena *a);
+/* May it be copied from the node that has the newer data? */
+int seq_sync_source(const struct hast_seq *s);
+
+/* ---- seq_sync_time.c ---- */
+
+/* A resynchronisation begins. */
+void seq_sync_time_start(struct hast_seq *s);
+/* A flush has completed, or failed on one of the nodes. */
+void seq_sync_saved(struct hast_arena *a, int failed);
 
 /* ---- seq_local.c ---- */
 

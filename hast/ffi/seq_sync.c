@@ -8,10 +8,8 @@
  * - an extent leaves `sync` when all its chunks were copied since it was chosen and nothing failed on it meanwhile; its dirty
  *   bit stays until both nodes have completed a flush (2 clean after durable);
  * - HAST_SEQ_SYNC_DONE is raised when `sync` is empty and both nodes have completed a flush after the last copy;
- * - an interruption, of whatever kind, takes back no more than about a second of copying: that often both nodes flush what was
- *   copied, and the map on disk is cleared of it;
- * - beside clients only a few chunks are under way, and between the beginnings of two as many client requests come to their end as
- *   there were in here at the first one's; but the copying always gets on;
+ * - beside clients only a few short chunks are under way, and between the beginnings of two as many client requests come to their
+ *   end as there were in here at the first one's; but the copying always gets on;
  * - nothing is copied from a component that has failed a flush: what it has lost may be whole on the other node.
  */
 #include <errno.h>
@@ -20,12 +18,10 @@
 #include "seq.h"
 #include "seq_internal.h"
 
-#define BESIDE_CLIENTS 2u	/* chunks under way while clients want the disks and the link as well */
-/* What is issued beside clients in any case, bytes per ms: a request of theirs may take long. */
-#define FLOOR 40000u
-/* Between two flushes of what was copied: few, but where connections last for moments only, it has to get on as well. */
-#define FIRST_SAVE_MS 100u
-#define SAVE_MS 1000u
+/* While clients want the disks and the link as well: chunks under way, and which part of a slab they are; a request of
+   theirs may have to wait for a whole one. */
+#define BESIDE_CHUNKS 2u
+#define BESIDE_PART 2u
 
 static uint8_t *
 sync_of(struct hast_arena *a)
@@ -173,8 +169,8 @@ chunk_push(struct hast_arena *a, struct hast_bio *bio, int component, uint8_t cm
 }
 
 /* Only the local component can be one that is not to be copied from: of the other node that is the end of the connection. */
-static int
-has_source(const struct hast_seq *s)
+int
+seq_sync_source(const struct hast_seq *s)
 {
 	return s->sync_remote || !s->no_source;
 }
@@ -185,7 +181,7 @@ seq_sync_start_chunk(struct hast_arena *a, struct hast_bio *bio)
 	struct hast_seq *s = seq_of(a);
 
 	bio->state = HAST_BIO_RUNNING;
-	if (!is_current(a, bio) || !has_source(s)) {
+	if (!is_current(a, bio) || !seq_sync_source(s)) {
 		chunk_over(a, bio, 1);
 		return;
 	}
@@ -202,7 +198,7 @@ seq_sync_chunk_done(struct hast_arena *a, struct hast_bio *bio, int component)
 		seq_raise(a, HAST_SEQ_REMOTE_FAILED);
 	if (error != 0 && component == HAST_LOCAL)
 		(void)seq_turn(a, 0);
-	if (error == 0 && bio->cmd == HAST_CMD_READ && component == HAST_LOCAL && !has_source(s))
+	if (error == 0 && bio->cmd == HAST_CMD_READ && component == HAST_LOCAL && !seq_sync_source(s))
 		error = EIO;	/* it may have been lost before it was read */
 	if (error == 0 && bio->cmd == HAST_CMD_READ && !seq_peer_there(a))
 		error = EIO;	/* it has failed a flush, perhaps, and lost this; or it gets nothing any more */
@@ -221,6 +217,13 @@ clients(const struct hast_seq *s)
 	return s->inuse - s->sync_chunks;
 }
 
+/* Are there clients, or were there a moment ago? */
+static int
+beside(const struct hast_seq *s)
+{
+	return clients(s) > 0 || s->sync_beside;
+}
+
 /* Those that the last chunk met here have gone before this one, or get nowhere: they may wait for this very copying. */
 static int
 has_turn(const struct hast_seq *s)
@@ -234,7 +237,7 @@ chunk_issue(struct hast_arena *a, uint32_t place)
 	struct hast_seq *s = seq_of(a);
 	struct hast_sync_extent *e = &s->sync_extent[place];
 	struct hast_bio *bio = bio_of(a, s->sync_free_head);
-	uint64_t left = e->end - e->next;
+	uint32_t most = beside(s) ? a->geo.slab_size / BESIDE_PART : a->geo.slab_size;
 
 	s->sync_free_head = bio->next;
 	bio->cmd = HAST_CMD_READ;
@@ -243,13 +246,13 @@ chunk_issue(struct hast_arena *a, uint32_t place)
 	bio->request = place;
 	bio->sync_epoch = e->epoch;
 	bio->offset = e->next;
-	bio->length = left < a->geo.slab_size ? left : a->geo.slab_size;
+	bio->length = e->end - e->next < most ? e->end - e->next : most;
 	e->next += bio->length;
 	e->out++;
 	if (s->sync_rate != 0)
-		s->sync_credit -= (int64_t)bio->length;
+		s->sync_credit -= (int64_t)bio->length * 1000;
 	if (!has_turn(s))
-		s->sync_floor--;
+		s->sync_floor -= s->sync_floor < bio->length ? s->sync_floor : (uint32_t)bio->length;
 	s->sync_turn = s->finished + clients(s);
 	s->sync_chunks++;
 	seq_prepare(a, bio);
@@ -281,7 +284,9 @@ choose_place(struct hast_arena *a)
 	if (extent == a->nextents)
 		return HAST_SYNC_EXTENTS;
 	if (!seq_map_ondisk(a, extent)) {
-		s->sync_failed++;	/* after the next tick: its bit is on the way to the disk */
+		/* After the next tick. Who has marked it may have met an update under way, and nobody else writes its bit. */
+		seq_map_start(a);
+		s->sync_failed++;
 		return HAST_SYNC_EXTENTS;
 	}
 
@@ -326,11 +331,11 @@ void
 seq_sync_pump(struct hast_arena *a)
 {
 	struct hast_seq *s = seq_of(a);
-	uint32_t window = clients(s) > 0 || s->sync_beside ? BESIDE_CLIENTS : a->geo.nsync;
+	uint32_t window = beside(s) ? BESIDE_CHUNKS : a->geo.nsync;
 
 	s->sync_held = 0;
 	/* A secondary that has failed something is going to be lost, and no target of a synchronisation that it knows of. */
-	if (!s->sync_on || !seq_peer_there(a) || !has_source(s))
+	if (!s->sync_on || !seq_peer_there(a) || !seq_sync_source(s))
 		return;
 	while (s->sync_chunks < window && s->sync_free_head != HAST_NONE &&
 	    (s->sync_rate == 0 || s->sync_credit > 0)) {
@@ -356,40 +361,6 @@ seq_sync_turn(struct hast_arena *a)
 		seq_sync_pump(a);
 }
 
-/* So that an interruption does not cost all that was copied: both flush it, then it is cleared in the map. */
-static void
-save(struct hast_arena *a, uint32_t elapsed_ms)
-{
-	struct hast_seq *s = seq_of(a);
-
-	s->sync_unsaved_ms += elapsed_ms;
-	if (s->sync_unsaved_ms < s->sync_pause_ms || s->sync_save != 0 || s->sync_saved == s->sync_copied)
-		return;
-	s->sync_unsaved_ms = 0;
-	s->sync_pause_ms = s->sync_pause_ms < SAVE_MS / 2 ? s->sync_pause_ms * 2 : SAVE_MS;
-	s->sync_saved = s->sync_copied;
-	s->sync_save = s->epoch;
-	(void)seq_own_flush(a);
-}
-
-static void
-saved(struct hast_arena *a, int failed)
-{
-	struct hast_seq *s = seq_of(a);
-
-	if (s->sync_save == 0)
-		return;
-	if (!failed && s->flushed < s->sync_save) {
-		(void)seq_own_flush(a);		/* the one before it, which may have passed a copy */
-		return;
-	}
-	s->sync_save = 0;
-	if (failed)
-		return;
-	(void)seq_map_clean(a);
-	seq_map_start(a);
-}
-
 void
 seq_sync_flushed(struct hast_arena *a, int failed)
 {
@@ -397,7 +368,7 @@ seq_sync_flushed(struct hast_arena *a, int failed)
 
 	if (!s->sync_on)
 		return;
-	saved(a, failed);
+	seq_sync_saved(a, failed);
 	if (s->sync_flush == 0)
 		return;
 	if (failed) {
@@ -412,6 +383,7 @@ seq_sync_flushed(struct hast_arena *a, int failed)
 		seq_sync_pump(a);
 	} else if (s->flushed >= s->sync_flush) {
 		s->sync_on = 0;
+		s->sync_save = 0;
 		s->peer_whole = 1;
 		s->settling = s->sync_remote;
 		seq_grant_settled(a);
@@ -436,9 +408,9 @@ hast_seq_sync_start(struct hast_arena *a, int from_remote)
 	s->sync_cursor = 0;
 	s->sync_flush = 0;
 	s->sync_failed = 0;
-	s->sync_copied = s->sync_saved = s->sync_save = s->sync_unsaved_ms = 0;
+	s->sync_copied = 0;
 	s->sync_bytes = 0;
-	s->sync_pause_ms = FIRST_SAVE_MS;
+	seq_sync_time_start(s);
 	seq_sync_pump(a);
 }
 
@@ -451,6 +423,13 @@ seq_sync_stop(struct hast_arena *a)
 	s->sync_on = 0;
 	s->sync_save = 0;
 	memset(s->sync_extent, 0, sizeof(s->sync_extent));
+}
+
+void
+hast_seq_sync_end(struct hast_arena *a)
+{
+	seq_sync_stop(a);
+	seq_of(a)->sync_begun = 0;
 }
 
 int
@@ -475,29 +454,4 @@ seq_sync_again(struct hast_arena *a)
 	s->sync_cursor = 0;
 	s->sync_flush = 0;
 	s->sync_failed = 1;	/* not at once: whatever has failed may go on failing */
-}
-
-void
-hast_seq_sync_tick(struct hast_arena *a, uint32_t elapsed_ms)
-{
-	struct hast_seq *s = seq_of(a);
-	int64_t most = (int64_t)(s->sync_rate / 4);
-
-	if (!s->sync_on)
-		return;
-	/* Extents that failed get another chance; unused credit does not pile up. */
-	if (s->sync_failed != 0 && s->sync_chunks == 0) {
-		s->sync_failed = 0;
-		s->sync_cursor = 0;
-	}
-	if (s->sync_rate != 0) {
-		s->sync_credit += (int64_t)(s->sync_rate * elapsed_ms / 1000);
-		if (s->sync_credit > most)
-			s->sync_credit = most;
-	}
-	s->sync_beside = s->finished != s->sync_finished;
-	s->sync_finished = s->finished;
-	s->sync_floor = FLOOR * (elapsed_ms < 1000 ? elapsed_ms : 1000) / a->geo.slab_size + 1;
-	save(a, elapsed_ms);
-	seq_sync_pump(a);
 }

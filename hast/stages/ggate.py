@@ -93,6 +93,7 @@ class Ggate:
             self.keeper.set(message["keepawake"])
         elif command == "stop":
             self.stopping = True
+            lib.hast_seq_sync_end(self.context.arena.c)
             lib.hast_ggate_freeze(self.pump, 1)
         elif command == "connect" and len(fds) == 3:
             self._connect(message, *fds)
@@ -148,7 +149,7 @@ class Ggate:
         number = int(self.seq.sync_number)
         told = {"event": "seq", "bits": bits, "dirty": self.seq.ndirty, "detach": detach, "number": number}
         self.context.control.send(told)
-        if bits & lib.HAST_SEQ_CONNECTED:
+        if bits & lib.HAST_SEQ_CONNECTED and not self.stopping:
             lib.hast_seq_sync_start(self.context.arena.c, int(self.from_remote))
 
     def turn(self) -> int | None:

@@ -15,6 +15,7 @@ from hast.control import CMD_SET_ROLE, ControlRequest, Role, RoleReply
 from hast.errors import HastError
 from tests.e2e.node import DEADLINE, MIB, eventually
 from tests.e2e.pair import Pair, PairNode
+from tests.e2e.relay import Relay, Way
 from tests.nbdclient import FLUSH, RawClient
 
 SIZE = 32 * MIB
@@ -53,6 +54,26 @@ def fast(pair: Pair) -> None:
 
 
 # ---- in the middle of a synchronisation ----
+
+
+@pytest.mark.slow
+def test_role_taken_back_during_a_resync_at_full_speed(make_relayed: Callable[..., tuple[Pair, Relay]]) -> None:
+    """Chunks follow each other without a pause: the last is one of those that were under way."""
+    pair, relay = make_relayed({"disk": 64 * MIB}, conf="timeout 20\ncompression none", hooks=True)
+    pair.create()
+    pair.start()
+    pair.a.set_role("primary")
+    write(pair.a, b"a", *range(0, 64 * MIB, EXTENT))
+    relay.trouble(there=Way(rate=2.0 * MIB))
+    pair.b.set_role("secondary")
+    eventually(lambda: f"syncstart {pair.a.name()}" in pair.events(pair.a), "the synchronisation begins")
+    dirty = pair.a.status()["dirty"]
+    eventually(lambda: pair.a.status()["dirty"] < dirty, "it gets on")
+    pair.a.set_role("init")
+    assert "does not end" not in pair.a.log.read_text()
+    relay.heal()
+    pair.a.set_role("primary")
+    pair.wait_in_sync(pair.a)
 
 
 @pytest.mark.slow

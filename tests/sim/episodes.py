@@ -41,6 +41,7 @@ SHAPES = (
     {"extents": 12, "extentsize": 16384, "keepdirty": 6, "nclient": 12, "slab_size": 4096, "short": 512},
     {"extents": 3 * 32768 + 9, "extentsize": 512, "keepdirty": 5, "nclient": 6, "slab_size": 4096},
 )
+COLD = 1 << 31  # so many dirty extents are allowed: they are cleared in quiet moments only
 
 
 @dataclass
@@ -89,6 +90,7 @@ class Episodes:
         rng = self.rng
         self.seq = Sequencer(self.geometry, self.library, load=self.map.content)
         self.seq.s.direct = self.seed & 1
+        self.seq.s.dirty_max = rng.choice((0, 0, 2 * self.geometry.keepdirty, COLD))
         self.mode = rng.choice((FULLSYNC, MEMSYNC, ASYNC))
         self.seq.s.mode = self.mode
         self.seq.s.metaflush = rng.random() < 0.8

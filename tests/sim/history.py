@@ -188,6 +188,9 @@ class History(Episodes):
     # ---- what the worker does ----
 
     def idle(self) -> None:
+        """As ggate does it: not while something is being copied."""
+        if self.seq.s.sync_on:
+            return
         self.note("idle")
         self.seq.idle()
         self.observe()
@@ -195,7 +198,7 @@ class History(Episodes):
     def tick(self) -> None:
         if self.model.sync_on:
             self.note("tick")
-            self.seq.lib.hast_seq_sync_tick(self.seq.arena, 100)
+            self.seq.lib.hast_seq_sync_tick(self.seq.arena, self.rng.choice((0, 50, 50, 1000)))
             self.observe()
 
     def grant(self) -> None:
@@ -320,8 +323,8 @@ class History(Episodes):
 
     def settle(self) -> None:
         """Liveness: with all completions delivered and grants given everything is answered, and quiet."""
-        self.odds = Odds()
         for _ in range(20000):
+            self.odds = Odds()  # a power cut has other ones
             if self.remote_bad:
                 self.disconnect()
             if not self.model.connected and not self.model.joining:
@@ -340,7 +343,7 @@ class History(Episodes):
                 self.power_cut()
             elif self.sync_due:
                 self.sync_start()
-            elif self.seq.idle():
+            elif not self.seq.s.sync_on and self.seq.idle():
                 self.note("idle")
                 self.observe()
             elif model.sync_on:

@@ -91,8 +91,9 @@ class Oracle(Model):
                 continue
             bio = self.seq.bio[slot]
             if slot in self.chunks:
-                require(self.chunks[slot].order == bio.order, f"chunk {slot} is gone before its time")
-                continue
+                if self.chunks[slot].order == bio.order:
+                    continue
+                self.stale(slot)
             require(self.sync_on and self.connected, "a chunk without a resynchronisation")
             require(self.has_source, "a chunk of a component that has lost something")
             extents = self.mask(bio.offset, bio.length)
@@ -110,6 +111,12 @@ class Oracle(Model):
             if self.eligible(op):
                 op.started = True
                 self.push(op, REMOTE if self.sync_remote else LOCAL)
+
+    def stale(self, slot: int) -> None:
+        """A chunk gave its slot to another one in one event: it waited for its range, for a copying that was over."""
+        old = self.chunks.pop(slot)
+        require(old.generation != self.generation and not old.started, f"chunk {slot} is gone before its time")
+        self.locks.remove(old)
 
     def copied(self, sync: int) -> None:
         """Extents leave `sync` only by being copied. That they are equal then is for the disks to say."""
@@ -193,9 +200,10 @@ class Oracle(Model):
         require(bio.flags == (FLAG_DURABLE if durable else 0), "a map update that is not durable")
         require(bio.offset + bio.length <= self.geometry.mapsize, "a map update past the end")
         data = self.seq.slab(slot, bio.length)
+        sure = self.map.sure  # what is there may be cleared while the update is under way
         self.map.start(bio.offset, data)
         _, new, _, _ = self.map.flight or (0, 0, 0, 0)
-        require(not new & ~dirty, "a map update sets what is not dirty")
+        require(not new & ~dirty & ~sure, "a map update sets what is not dirty")
 
     def own_flush(self, states: bytes) -> None:
         """The sequencer flushes for itself: when it does is its own affair, but for hast_seq_idle() (see there)."""

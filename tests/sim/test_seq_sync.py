@@ -1,6 +1,21 @@
 """The resynchronisation: chunks under range locks, what makes a copy worthless, when it is through."""
 
-from tests.sim.harness import ASYNC, CONNECTED, LOCAL, READ, REMOTE, REMOTE_FAILED, SYNC_DONE, WRITE, Bench
+from tests.sim.harness import (
+    ASYNC,
+    CONNECTED,
+    LOCAL,
+    LOCAL_FAILED,
+    READ,
+    REMOTE,
+    REMOTE_FAILED,
+    SYNC_DONE,
+    WRITE,
+    Bench,
+    own_flush,
+    whole,
+)
+
+TICK, SECOND = 50, 1000  # what hast_seq_sync_patience() says, ms
 
 
 def behind(*extents: int, from_remote: bool = False, rate: int = 0, **wanted: int) -> Bench:
@@ -157,6 +172,90 @@ def test_chunk_that_fails_is_tried_again_after_a_tick() -> None:
     b.done(chunk)
     b.done(b.seq.own_flush_slot)
     assert b.raised == SYNC_DONE
+
+
+def test_what_fails_again_and_again_is_tried_once_per_second() -> None:
+    b = behind(3)
+    tries = 0
+    for _ in range(200):  # 20 seconds
+        for chunk in list(b.local):
+            b.local_done(chunk, 5)
+            tries += 1
+        tick(b)
+    assert 20 <= tries <= 25
+    assert b.seq.lib.hast_seq_sync_patience(b.seq.arena) == SECOND
+
+
+def test_extent_that_was_marked_during_a_map_update_is_copied() -> None:
+    """Nothing else writes its bit, and before that it is not copied."""
+    b = whole()
+    slot = b.write(7)
+    assert b.seq.map_slot in b.local
+    read = b.read(9)
+    b.local_done(read, 5)
+    b.map_done()
+    b.done(slot)
+    own_flush(b)
+    assert b.raised & LOCAL_FAILED
+    b.outdated()
+    b.done(read)
+    assert 9 in b.seq.sync() and not b.raised & SYNC_DONE
+    for _ in range(20):
+        tick(b)
+        for due in {*b.local, *b.remote}:
+            if due == b.seq.map_slot:
+                b.map_done()
+            else:
+                b.done(due)
+    assert b.raised & SYNC_DONE and b.seq.sync() == set()
+
+
+def test_a_saving_that_the_end_overtakes_is_forgotten() -> None:
+    """Else the next resynchronisation would save nothing until some flush has passed."""
+    b = behind(3)
+    b.done(b.local[0])
+    own = b.seq.own_flush_slot
+    b.seq.lib.hast_seq_sync_tick(b.seq.arena, 1000)
+    b.look()
+    assert b.seq.s.sync_save != 0
+    b.done(own)
+    assert b.raised & SYNC_DONE and b.seq.s.sync_save == 0
+
+
+def test_however_low_the_rate_it_gets_on() -> None:
+    b = behind(3, 5, rate=10)  # a chunk of 4096 bytes takes 410 seconds
+    chunks = 0
+    for _ in range(450):
+        for due in {*b.local, *b.remote}:
+            chunks += due in b.remote
+            b.done(due)
+        for _ in range(20):
+            b.seq.lib.hast_seq_sync_tick(b.seq.arena, 50)
+        b.look()
+    assert chunks == 2
+
+
+def test_the_end_of_the_role_waits_for_what_is_under_way_only() -> None:
+    b = behind(*range(16))
+    under_way = list(b.local)
+    b.seq.lib.hast_seq_sync_end(b.seq.arena)
+    for chunk in under_way:
+        b.local_done(chunk)
+    assert b.seq.quiet() and b.seq.sync() == set(range(16)) and not b.raised & SYNC_DONE
+
+
+def test_time_is_asked_for_as_it_is_needed() -> None:
+    b = behind(3)
+    patience = b.seq.lib.hast_seq_sync_patience
+    assert patience(b.seq.arena) == TICK
+    [chunk] = b.local
+    b.local_done(chunk, 5)
+    assert patience(b.seq.arena) == TICK, "the first other try is soon"
+    tick(b)
+    b.local_done(chunk)
+    b.remote_done(chunk)
+    b.done(b.seq.own_flush_slot)
+    assert b.raised & SYNC_DONE and patience(b.seq.arena) == 0
 
 
 def test_secondary_that_has_failed_a_request_is_copied_nothing_any_more() -> None:

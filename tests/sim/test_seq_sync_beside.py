@@ -3,13 +3,15 @@
 from tests.sim.harness import SYNC_DONE, Bench
 from tests.sim.test_seq_sync import behind
 
-MARKED = range(4, 16)
+MARKED = range(4, 32)
+SLAB = 128 << 10
+SHORT = 64 << 10  # a chunk beside clients
 WINDOW = 2  # chunks beside clients
 
 
 def busy() -> Bench:
-    """Twelve extents of one chunk each are out of sync; a client's request came to its end just now."""
-    b = behind(*MARKED, nsync=8)
+    """Extents of one chunk each are out of sync; a client's request came to its end just now."""
+    b = behind(*MARKED, extents=32, nsync=8)
     assert len(chunks(b)) > WINDOW
     finished(b, b.read(0))
     tick(b)
@@ -42,7 +44,7 @@ def test_a_chunk_lets_those_go_first_that_the_one_before_it_met() -> None:
     b = busy()
     one, two = b.read(0), b.read(1)
     copied(b)
-    assert len(chunks(b)) == WINDOW, "one in its turn, one as a tick has passed"
+    assert len(chunks(b)) == 2, "one in its turn, one as a tick has passed"
     copied(b)
     assert chunks(b) == []
     finished(b, one)
@@ -94,3 +96,14 @@ def test_all_of_it_goes_on_when_clients_are_gone() -> None:
     assert len(chunks(b)) == WINDOW
     tick(b)
     assert len(chunks(b)) > WINDOW
+
+
+def test_chunks_are_short_beside_clients() -> None:
+    """A client's request may have to wait for a whole one."""
+    b = behind(*MARKED, extents=32, nsync=8, extentsize=SLAB, slab_size=SLAB)
+    assert {b.seq.bio[slot].length for slot in chunks(b)} == {SLAB}
+    finished(b, b.read(0))
+    tick(b)
+    copied(b)
+    copied(b)
+    assert [b.seq.bio[slot].length for slot in chunks(b)] == [SHORT] * WINDOW

@@ -146,7 +146,7 @@ MISTAKES = [
     in_seq("flush_without_a_grant", "return s->last_epoch > s->flushed || seq_sync_any(a);", "return 0;"),
 ]
 
-EVENTS = 100000
+EVENTS = 300000
 
 
 @pytest.fixture(scope="module")
