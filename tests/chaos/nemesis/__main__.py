@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import os
 import sys
 import tempfile
 import time
@@ -52,6 +53,9 @@ def main() -> int:
             print(f"{'' if features.has(fault.needs) else f'(needs {fault.needs}) '}{fault.name}")
         return 0
     kinds = chosen(options.kinds, options.without)
+    if not kinds:
+        print("no such kind of fault, or none that is possible here: --list tells them", file=sys.stderr)
+        return os.EX_USAGE
     seed = options.seed or str(int(time.time()))
     tally, failures, began = Tally(), 0, time.monotonic()
     number = 0

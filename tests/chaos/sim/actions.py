@@ -143,6 +143,8 @@ def a_idle(w: World) -> bool:
     if not parts:
         return False
     part = parts[w.fate.draw(2) % len(parts)]
+    if part.s.sync_on:
+        return False  # ggate does not, either
     part.lib.hast_seq_idle(part.arena)
     part.look()
     w.oracle.check_clean(w.extent_sectors)
@@ -154,7 +156,7 @@ def a_tick(w: World) -> bool:
     if not parts:
         return False
     part = parts[w.fate.draw(2) % len(parts)]
-    part.lib.hast_seq_sync_tick(part.arena, 200)
+    part.lib.hast_seq_sync_tick(part.arena, (50, 50, 200, 1000)[w.fate.draw(4)])
     part.look()
     return True
 

@@ -10,6 +10,7 @@ SHAPES = (
     {"extents": 9, "extentsize": 1024, "slab_size": 4096, "short": 512},
     {"extents": 4, "extentsize": 8192, "slab_size": 4096},
 )
+COLD = 1 << 20  # more dirty extents than there are: they are cleared in quiet moments only
 
 
 class Arena(Sequencer):
@@ -23,8 +24,9 @@ class Arena(Sequencer):
         self.sync_map = self.ffi.cast("uint32_t *", self.ffi.cast("char *", self.arena) + self.arena.sync_off)
         self.dirty_map = self.ffi.cast("uint32_t *", self.ffi.cast("char *", self.arena) + self.arena.dirty_off)
 
-    def reset(self, load: int | None) -> None:
+    def reset(self, load: int | None, dirty_max: int) -> None:
         self.ffi.memmove(self.arena, self.image, len(self.image))
+        self.s.dirty_max = dirty_max
         if load is not None:
             self.lib.hast_seq_load_map(self.arena, self.map_bytes(load))
 

@@ -98,10 +98,10 @@ class Ggate(Part):
     def start_stages(self) -> None:
         s = self.s
         if self.detached:
-            self.seq.reset(None)
+            self.seq.reset(None, self.world.dirty_max)
         else:
             self.disk.settle()
-            self.seq.reset(self.disk.map)
+            self.seq.reset(self.disk.map, self.world.dirty_max)
         s.detach_on_error = self.world.detach
         s.mode = self.world.mode
         s.metaflush = self.world.metaflush

@@ -101,8 +101,9 @@ def settle(w: World, node: int) -> None:
             return
         part.lib.hast_seq_sync_tick(part.arena, 1000)
         part.look()
-        part.lib.hast_seq_idle(part.arena)
-        part.look()
+        if not part.s.sync_on:
+            part.lib.hast_seq_idle(part.arena)
+            part.look()
         still += 1
         if still > PATIENCE:
             raise Broken(f"nothing moves any more: {where(part, other)}")

@@ -18,7 +18,7 @@ from hast.control import Role
 from hast.errors import UnavailableError
 from hast.metadata import Metadata, Pair
 from tests.chaos.sim.actions import ACTIONS, drain, table
-from tests.chaos.sim.arena import SHAPES, arena
+from tests.chaos.sim.arena import COLD, SHAPES, arena
 from tests.chaos.sim.disk import Disk
 from tests.chaos.sim.fate import Fate
 from tests.chaos.sim.oracle import Broken, Oracle
@@ -81,6 +81,7 @@ class World:
         self.steps = 30 + draw(110)
         self.place = draw(self.sectors)  # where clients mostly are
         self.spread = 1 + draw(self.sectors)
+        self.dirty_max = (0, 4, COLD, COLD)[draw(4)]  # dirty extents from which on cold ones are cleared beside clients
 
     def blank(self) -> Metadata:
         """Never used, or, in most histories, in sync. (keepdirty is the arena's here, so that handshakes are alike.)"""
