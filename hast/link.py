@@ -67,7 +67,7 @@ class Owner:
     only_raised: Callable[[], bool]
     hook: Callable[..., None]
     fail: Callable[[HastError], None]
-    lonely: Callable[[], None]
+    lonely: Callable[[float], None]
     keepmap: Callable[[], bool]
 
 
@@ -374,7 +374,7 @@ class Link:
             self._teller = None
         self.peering, hooks = peering.lost(self.peering, lasted)
         self._run(hooks)
-        self.owner.lonely()
+        self.owner.lonely(lasted)
 
     # ---- what the secondary is told beside the connection ----
 

@@ -82,20 +82,27 @@ def component_settings(
         slab_size=slab_size,
     )
     disk = DiskSettings(
-        component.fd, component.engine, component.align, note=component.note, direct=component.direct
+        component.fd,
+        component.engine,
+        component.align,
+        note=component.note,
+        direct=component.direct,
+        deletes=component.can_delete,
     )
     return PipelineSettings(component.resource, role, geometry, disk, device, keepawake)
 
 
 @dataclass
 class Stage:
-    """A running stage: `up` is done when it runs, `end`, with how it ended, when it was collected."""
+    """A running stage: `up` is done when it runs, `end`, with how it ended, when it was collected. witness: end of
+    a pipe whose other end a disk stage with io_uring holds; hung up when nothing that it began is under way."""
 
     child: Child
     channel: Channel
     up: asyncio.Future[None]
     end: asyncio.Future[str]
     stopping: bool = False
+    witness: int = -1
 
 
 @dataclass
@@ -142,6 +149,10 @@ class Pipeline:
         settings = self.settings
         decides = RECV if settings.role == "secondary" else GGATE
         ours, theirs = Channel.pair(f"{settings.resource}: {STAGE_NAMES[stage]} stage")
+        disk, witness = settings.disk if stage in (DISK, decides) else None, -1
+        if stage == DISK and settings.disk.engine == "uring":
+            witness, held = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            disk = replace(settings.disk, witness=held)
         context = StageContext(
             resource=settings.resource,
             role=settings.role,
@@ -149,15 +160,23 @@ class Pipeline:
             arena=self.arena,
             control=theirs,
             bells=dict(self._bells),
-            disk=settings.disk if stage in (DISK, decides) else None,
+            disk=disk,
             conn=conn,
             serves_device=settings.serves_device,
             keepawake=settings.keepawake,
             lock=settings.disk.fd,
         )
-        child = start_stage(context, ENTRIES[stage], ours)
+        try:
+            child = start_stage(context, ENTRIES[stage], ours)
+        except BaseException:
+            if witness >= 0:
+                os.close(witness)
+            raise
+        finally:
+            if disk is not None and disk.witness > 0:
+                os.close(disk.witness)
         loop = asyncio.get_running_loop()
-        self.stages[stage] = Stage(child, ours, loop.create_future(), loop.create_future())
+        self.stages[stage] = Stage(child, ours, loop.create_future(), loop.create_future(), witness=witness)
         loop.add_reader(ours.fileno(), self._readable, stage)
         loop.add_reader(child.pidfd, self._ended, stage)
 
@@ -199,6 +218,17 @@ class Pipeline:
                 self._take(number, *received)
         loop.remove_reader(stage.channel.fileno())
         how = stage.child.reap()
+        if stage.witness >= 0 and stage.child.killed:
+            # It may have left writes in the device, and they must not come down after those of its successor.
+            loop.add_reader(stage.witness, self._over, number, stage, how)
+        else:
+            self._over(number, stage, how)
+
+    def _over(self, number: int, stage: Stage, how: str) -> None:
+        if stage.witness >= 0:
+            asyncio.get_running_loop().remove_reader(stage.witness)
+            os.close(stage.witness)
+            stage.witness = -1
         stage.end.set_result(how)
         if not stage.up.done():
             # Who was killed may live the next time; what a stage cannot do it will not be able to do then either.

@@ -45,6 +45,7 @@ SYNC_SLOTS = 32
 SLAB_SIZE = 128 * 1024  # bytes: what a peer of version 2 takes in one request
 LOCK_SECONDS = 2.0  # for the kernel to let go of the component of a worker that was killed
 LEAVE_SECONDS = 1.0  # for stages to finish what is under way when another worker goes on with the device
+LASTING = 1.5  # times `timeout`: a connection of that length has answered requests, or had none
 GRANT_SECONDS = 0.5  # between attempts to store that this node writes alone
 SETTLE_SECONDS = 3.0  # for what was written before a connection to be copied to the secondary, which lacks it
 RESTARTS = 8  # of the pipeline, within
@@ -74,6 +75,7 @@ class Primary:
         self.retry: asyncio.TimerHandle | None = None  # until the next attempt to raise localcnt
         self.owed: tuple[int, float] | None = None  # what _go_degraded() is to do when the secondary is lost
         self.patience: asyncio.TimerHandle | None = None  # for the secondary, while the component is out of date
+        self.impatient = False  # it has run out
         self.restarts: list[float] = []
         self.restarting: asyncio.Task[None] | None = None
         self.died = False  # a stage has, since they were started
@@ -280,12 +282,10 @@ class Primary:
         elif message.get("event") == "device":
             if self.device is not None:
                 self.device.dead = True
-            self._fail(
-                TemporaryError(
-                    f"{self.resource.name}: the kernel closed the block device ({os.strerror(message['errno'])}),"
-                    " starting it anew"
-                )
-            )
+            why = f"the kernel closed the block device ({os.strerror(message['errno'])})"
+            if message["errno"] == errno.EOPNOTSUPP:
+                why = "before Linux 6.9 a block device ends with the process that serves it"
+            self._fail(TemporaryError(f"{self.resource.name}: {why}, starting it anew"))
 
     def _sequencer_event(self, message: dict[str, Any]) -> None:
         bits = int(message["bits"])
@@ -310,23 +310,28 @@ class Primary:
         except HastError as error:
             self._fail(error)
 
-    def _lonely(self) -> None:
+    def _lonely(self, lasted: float = 0.0) -> None:
         """There is no secondary now: what an out-of-date component cannot do without it waits, but not for ever; what
-        waited for the secondary to have it is done without."""
+        waited for the secondary to have it is done without. lasted: the connection that is gone, in seconds. A short
+        one counts for nothing: the secondary may take connections, and answer no request, again and again."""
         if self.owed is not None:
             number, until = self.owed
             self._end_retry()
             self._go_degraded(number, until)
-        if self.patience is not None:
-            self.patience.cancel()
-            self.patience = None
         assert self.metadata is not None
-        if self.metadata.syncing:
+        if self.patience is not None and (not self.metadata.syncing or lasted > LASTING * self.resource.timeout):
+            self.patience.cancel()
+            self.patience, self.impatient = None, False
+        if self.metadata.syncing and self.patience is None:
             seconds = self.resource.timeout if self.link is not None or self.resource.remote is not None else 0
             self.patience = asyncio.get_running_loop().call_later(seconds, self._give_up)
+        elif self.impatient:
+            self._give_up()
 
     def _give_up(self) -> None:
+        """While there is a connection the sequencer does not hear of it: it is said again at its end."""
         assert self.pipeline is not None
+        self.impatient = True
         self.pipeline.send(GGATE, {"cmd": "give_up"})
 
     def _go_degraded(self, number: int, until: float = 0.0) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hast import boot
-from hast.activemap import METADATA_SIZE, count_dirty, extent_count
+from hast.activemap import FILE_SECTOR_SIZE, METADATA_SIZE, count_dirty, extent_count
 from hast.channel import close_all
 from hast.component import Component, open_component
 from hast.config import Resource
@@ -211,7 +211,7 @@ class Secondary:
             resource.checksum,
             timeout=float(resource.timeout),
             silence=SILENCE_SECONDS,
-            sector=self.component.sectorsize,
+            sector=FILE_SECTOR_SIZE,  # a primary's clients may ask for that, whatever the component's are
         )
 
     def _settings(self) -> PipelineSettings:

@@ -12,8 +12,9 @@
  * - a MAP bio with HAST_BIO_DURABLE is complete when it is written and durable;
  * - nothing outside [data_offset, data_offset + datasize) is written by READ, WRITE, DELETE, nothing outside the map by MAP:
  *   checked here again, whatever the ring says;
- * - a DELETE reads back as zeros afterwards or has failed. It never writes zeros where the component cannot do better
- *   (only the unaligned ends on a device with large sectors): EOPNOTSUPP.
+ * - a DELETE reads back as zeros afterwards or has failed. Where the component cannot do better they are written: clients of a
+ *   primary whose component is such a one are not offered it, but a secondary's may be one (a refusal would be a failure
+ *   there, and the end of the connection).
  */
 #ifndef HAST_DISK_H
 #define HAST_DISK_H
@@ -39,6 +40,7 @@ struct hast_disk_options {
 	uint32_t align;			/* O_DIRECT alignment in bytes of offset and length, 1 without */
 	uint32_t follow;		/* 1: move to the processor of the stage that takes the completions */
 	int sync_error;			/* of an fdatasync of the component that has failed before, positive, or 0 */
+	int witness;			/* URING: a descriptor that is held until nothing is under way any more; 0: none */
 	const char *note;		/* path of a file that is to say when an fdatasync fails, or NULL; copied */
 };
 

@@ -26,12 +26,10 @@ static int
 zero_mode(const struct hast_disk *d, const struct disk_op *op)
 {
 	int may_punch = op->cmd == HAST_CMD_DELETE || (op->flags & HAST_BIO_NOHOLE) == 0;
-	/* On a block device that cannot punch, the kernel would do ZERO_RANGE by writing. */
-	int may_zero = op->cmd == HAST_CMD_WRITE || !d->is_block;
 
 	if (may_punch && !d->no_punch)
 		return PUNCH;
-	return may_zero && !d->no_zero_range ? ZERO_RANGE : 0;
+	return d->no_zero_range ? 0 : ZERO_RANGE;
 }
 
 /* The next call of an op that leaves zeros in [at, end). */
@@ -42,10 +40,6 @@ plan_zeros(struct hast_disk *d, struct disk_op *op)
 	uint64_t head = (d->block - op->at % d->block) % d->block;
 
 	op->mode = zero_mode(d, op);
-	if (op->mode == 0 && op->cmd == HAST_CMD_DELETE) {
-		fail(op, EOPNOTSUPP);
-		return;
-	}
 	if (left == 0) {
 		op->call = DISK_DONE;
 	} else if (op->mode != 0 && head == 0 && left >= d->block) {

@@ -9,7 +9,9 @@
  *   drained or not, so it is not drained; the control socket is polled anew by each call of the pump, so that a
  *   message that Python has left there is seen again;
  * - the component is not registered with the ring: the kernel takes a ring down some time after its process has ended, and
- *   a registered file, with the lock on it, would be held until then.
+ *   a registered file, with the lock on it, would be held until then;
+ * - the witness is, for that very reason: when its last copy is closed, no write of this ring can reach the component any more,
+ *   also when the process was killed (one that is in the device already is not waited for by the kernel).
  */
 #include <errno.h>
 #include <linux/io_uring.h>
@@ -143,6 +145,12 @@ uring_open(struct hast_disk *d)
 	u->fd = setup_fd(d->opt.depth + OTHERS, &p);
 	error = u->fd < 0 ? u->fd : map_queues(u, &p);
 	if (error != 0) {
+		uring_close(d);
+		return error;
+	}
+	if (d->opt.witness > 0 &&
+	    syscall(SYS_io_uring_register, u->fd, IORING_REGISTER_FILES, &d->opt.witness, 1) == -1) {
+		error = -errno;
 		uring_close(d);
 		return error;
 	}

@@ -44,6 +44,7 @@ hast_ggate_new(void *arena, int own_bell, int control, int disk_bell)
 	g->own_bell = own_bell;
 	g->control = control;
 	g->disk_bell = disk_bell;
+	g->deletes = 1;
 	hast_direct_init(&g->direct, g->arena, -1);
 	hast_awake_init(&g->awake, -1, 0);
 	g->nbd_slots_max = nclient > 4 * FUSE_RESERVE ? nclient - FUSE_RESERVE : nclient - nclient / 4;
@@ -307,6 +308,12 @@ hast_ggate_direct(struct hast_ggate *g, int fd)
 {
 	hast_direct_init(&g->direct, g->arena, fd);
 	g->seq->direct = fd >= 0;
+}
+
+void
+hast_ggate_deletes(struct hast_ggate *g, int on)
+{
+	g->deletes = (uint8_t)(on != 0);
 }
 
 void

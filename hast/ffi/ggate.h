@@ -30,6 +30,8 @@ int hast_ggate_lost(const struct hast_ggate *g);
 const char *hast_ggate_why(const struct hast_ggate *g);
 /* Number of NBD clients now. */
 uint32_t hast_ggate_clients(struct hast_ggate *g);
+/* 0: DELETE is not what the component can do; who asks for it is told so (EOPNOTSUPP), and nothing else comes of it. */
+void hast_ggate_deletes(struct hast_ggate *g, int on);
 /* Takes no more requests (0: again); answers go on. */
 void hast_ggate_freeze(struct hast_ggate *g, int on);
 /* Closes all NBD clients: what they asked for is done, but not answered. For those that hold up the end. */

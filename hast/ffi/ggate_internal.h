@@ -37,6 +37,7 @@ struct hast_ggate {
 	uint32_t nclients;
 	uint32_t nstarved;
 	uint8_t frozen;
+	uint8_t deletes;		/* clients may ask for DELETE */
 	uint8_t freed;			/* slots or requests came back in this turn */
 	uint8_t control_ready;
 	int device_error;

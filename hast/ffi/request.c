@@ -5,7 +5,10 @@
 #include "ggate_internal.h"
 #include "trace.h"
 
-#define DELETE_PART ((uint64_t)1 << 30)	/* bytes; bounds the work that one bio makes for the activemap */
+/* Bytes, and how many of a request at a time: where zeros have to be written for them, each has to be done well before the
+   connection's timeout. */
+#define DELETE_PART ((uint64_t)64 << 20)
+#define DELETE_WINDOW 2u
 
 static void progress(struct hast_ggate *g, struct hast_req *req);
 
@@ -62,6 +65,8 @@ hast_req_check(struct hast_ggate *g, uint8_t cmd, uint64_t offset, uint64_t leng
 
 	if (cmd == HAST_CMD_FLUSH)
 		return 0;
+	if (cmd == HAST_CMD_DELETE && !g->deletes)
+		return EOPNOTSUPP;
 	if (length == 0 || (offset | length) % HAST_SECTOR != 0)
 		return EINVAL;
 	return length <= size && offset <= size - length ? 0 : EINVAL;
@@ -226,9 +231,10 @@ static void
 issue(struct hast_ggate *g, struct hast_req *req)
 {
 	int by_device = req->cmd == HAST_CMD_WRITE && (req->flags & HAST_REQ_ZERO) == 0;
+	uint32_t window = req->cmd == HAST_CMD_DELETE ? DELETE_WINDOW : HAST_REQ_WINDOW;
 
 	while (!by_device && !req->aborted && req->error == 0 && req->issued < req->length &&
-	    req->parts < HAST_REQ_WINDOW) {
+	    req->parts < window) {
 		uint32_t slot = request_claim(g, req);
 
 		if (slot == HAST_NONE) {

@@ -21,7 +21,7 @@ STAGE_NAMES = ("ggate", "disk", "send", "recv", "sync")
 @dataclass(frozen=True)
 class DiskSettings:
     """How the disk stage does its I/O. engine: "inline", "uring" or "threads"; align in bytes; fd: the component;
-    direct: it bypasses the page cache;
+    direct: it bypasses the page cache; deletes: clients may ask for DELETE; witness: see hast/pipeline.py, or 0;
     sync_error: the errno of a flush of the component that has failed before, or 0; note: the file that is to say
     so when one fails (hast/boot.py)."""
 
@@ -32,6 +32,8 @@ class DiskSettings:
     sync_error: int = 0
     note: Path | None = None
     direct: bool = False
+    deletes: bool = True
+    witness: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class StageContext:
         fds = {self.control.fileno(), *self.bells.values()}
         if self.disk is not None:
             fds.add(self.disk.fd)
+            if self.disk.witness > 0:
+                fds.add(self.disk.witness)
         if self.conn is not None:
             fds |= {self.conn.fd_in, self.conn.fd_out}
         if self.lock >= 0:

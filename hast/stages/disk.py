@@ -72,6 +72,7 @@ def _new(context: StageContext, settings: DiskSettings, engine: str) -> Any:
             "align": settings.align,
             "follow": 1,
             "sync_error": settings.sync_error,
+            "witness": settings.witness,
             "note": note,
         },
     )

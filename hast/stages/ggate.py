@@ -62,10 +62,12 @@ class Ggate:
         self.seq = lib.hast_arena_seq(context.arena.c)
         if context.disk is not None and not context.disk.direct:
             lib.hast_ggate_direct(self.pump, context.disk.fd)
+        lib.hast_ggate_deletes(self.pump, int(context.disk is None or context.disk.deletes))
         self.keeper = awake.Keeper(context.resource, lambda fd, limit: lib.hast_ggate_awake(self.pump, fd, limit))
         self.keeper.set(context.keepawake)
         self.from_remote = False  # the secondary has the newer data
         self.stopping = False
+        self.unserved = False  # there is a block device that cannot be gone on with
 
     def command(self, message: dict[str, Any], fds: list[int]) -> None:
         """Carry out one message of the worker."""
@@ -79,7 +81,11 @@ class Ggate:
                 self._refused(why)
         elif command == "fuse" and len(fds) == 1:
             error = lib.hast_fuse_add(self.pump, fds[0], int(bool(message.get("resend"))))
-            if error != 0:
+            if -error == errno.EOPNOTSUPP:
+                # Linux before 6.9 does not send again what the last stage had not answered: nobody would answer it.
+                self.context.control.send({"event": "device", "errno": errno.EOPNOTSUPP})
+                self.unserved = True
+            elif error != 0:
                 raise SystemCallError(f"{self.context.resource}: cannot serve the FUSE device: {os.strerror(-error)}")
         elif command == "grant" and message["number"] != self.seq.sync_number:
             pass  # a synchronisation has made the counters equal since it was asked for; who still waits asks again
@@ -169,6 +175,8 @@ class Ggate:
             if received is None:
                 return os.EX_OK  # the worker is gone
             self.command(*received)
+            if self.unserved:
+                return os.EX_UNAVAILABLE
         elif result == lib.HAST_PUMP_QUIET:
             return os.EX_OK
         elif result == lib.HAST_PUMP_LOST:

@@ -14,7 +14,7 @@ from tests.e2e.pair import Pair
 from tests.e2e.relay import Relay
 from tests.e2e.test_block_device import stage_pid
 from tests.faultdisk import FaultDisk
-from tests.nbdclient import EIO, FLUSH, READ, WRITE, RawClient
+from tests.nbdclient import EIO, FLUSH, READ, TRIM, WRITE, WRITE_ZEROES, RawClient
 
 EXTENT = 2 * MIB
 OLD, NEW, NEWER = b"old " * 1024, b"new " * 1024, b"newer.  " * 512
@@ -23,9 +23,9 @@ END = 1 << 40
 MakePair = Callable[..., Pair]
 
 
-def prepare(make_pair: MakePair, policy: str, **keywords: object) -> tuple[Pair, FaultDisk, int]:
+def prepare(make_pair: MakePair, policy: str, timeout: int = 5, **keywords: object) -> tuple[Pair, FaultDisk, int]:
     """Connected, in sync, with old data in some extents; the primary's disk, and where its data begins."""
-    pair = make_pair({"disk": 64 * MIB}, conf=f"timeout 5\non-io-error {policy}", hooks=True, **keywords)
+    pair = make_pair({"disk": 64 * MIB}, conf=f"timeout {timeout}\non-io-error {policy}", hooks=True, **keywords)
     pair.create()
     disk = FaultDisk.under(pair.a)
     pair.start()
@@ -91,6 +91,38 @@ def test_clients_do_not_notice(make_pair: MakePair, fault: str, policy: str) -> 
     with RawClient(pair.a.socket()) as raw:
         write(raw, NEWER, 2)
     assert pair.data(pair.b)[:4096] == NEWER
+
+
+def test_deletes_that_the_component_cannot_do_are_not_offered(make_pair: MakePair) -> None:
+    """Most disks with spinning plates. It is no failure of theirs that a client asks all the same."""
+    pair = make_pair({"disk": 64 * MIB}, conf="timeout 5")
+    pair.create()
+    disk = FaultDisk.under(pair.a)
+    disk.fail("delete", errno.EOPNOTSUPP)
+    pair.start()
+    pair.roles(pair.a)
+    pair.wait_in_sync(pair.a)
+    synchronised(pair)
+    with RawClient(pair.a.socket()) as raw:
+        assert raw.write(0, NEW) == 0
+        assert raw.do(TRIM, 0, 4096).error == errno.EINVAL
+        assert raw.do(WRITE_ZEROES, 8192, 4096).error == 0
+        assert raw.read(0, 4096) == NEW
+    assert pair.a.status()["syncing"] == 0 and "lost" not in pair.a.said()
+    pair.wait_in_sync(pair.a)
+    assert pair.differing() is None
+
+
+def test_a_delete_that_the_component_cannot_do_any_more_is_written(make_pair: MakePair) -> None:
+    pair, disk, _ = prepare(make_pair, "detach")
+    disk.fail("delete", errno.EOPNOTSUPP)
+    with RawClient(pair.a.socket()) as raw:
+        assert raw.do(TRIM, 0, 4096).error == 0
+        assert raw.read(0, 4096) == bytes(4096)
+    assert disk.stats().failed > 0
+    assert pair.a.status()["syncing"] == 0 and "lost" not in pair.a.said()
+    pair.wait_in_sync(pair.a)
+    assert pair.differing() is None
 
 
 def test_pass_mends_what_could_not_be_written(make_pair: MakePair) -> None:
@@ -269,6 +301,30 @@ def kill_and_wait(pair: Pair, who: str) -> None:
     if who == "worker":
         eventually(lambda: pair.a.said().count(" serves ") > served, "a new worker serves")
     eventually(lambda: stage_pid(pair.a, "disk") not in (0, stage), "a new disk stage")
+
+
+def test_out_of_date_and_with_a_secondary_that_fails_whatever_it_is_asked(make_pair: MakePair) -> None:
+    """It takes each connection, and none lasts: clients wait no longer for it than for one that is not there. (The
+    timeout is longer than the pauses between connections.)"""
+    others: list[FaultDisk] = []
+
+    def make(*arguments: object, **keywords: object) -> Pair:
+        pair = make_pair(*arguments, **keywords)
+        pair.create()
+        others.append(FaultDisk.under(pair.b))
+        return pair
+
+    pair, disk, _ = prepare(make, "detach", timeout=8)
+    other = others[0]
+    disk.fail("write", errno.EIO)
+    with RawClient(pair.a.socket()) as raw:
+        write(raw, NEW, 1)
+        eventually(lambda: pair.a.status()["syncing"] == 2, "everything is done by the secondary")
+        other.fail("write", errno.EIO)
+        assert raw.write(EXTENT, NEW) == EIO
+    other.heal()
+    with RawClient(pair.a.socket()) as raw:
+        eventually(lambda: raw.write(EXTENT, NEW) == 0, "it is well again")
 
 
 def test_out_of_date_and_alone_waits_for_the_secondary_and_then_says_so(

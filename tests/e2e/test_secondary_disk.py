@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
+from tests import tools
 from tests.e2e.node import MIB, eventually
 from tests.e2e.pair import Pair
 from tests.faultdisk import FaultDisk
@@ -20,9 +22,9 @@ BLOCK = 4096
 MakePair = Callable[..., Pair]
 
 
-def prepare(make_pair: MakePair, mode: str = "fullsync") -> tuple[Pair, FaultDisk, int]:
+def prepare(make_pair: MakePair, mode: str = "fullsync", size: int = 16 * MIB) -> tuple[Pair, FaultDisk, int]:
     """Connected and in sync; the secondary's disk, and where its data begins."""
-    pair = make_pair({"disk": 16 * MIB}, conf=f"timeout 4\nreplication {mode}")
+    pair = make_pair({"disk": size}, conf=f"timeout 4\nreplication {mode}")
     pair.create()
     disk = FaultDisk.under(pair.b)
     pair.start()
@@ -142,6 +144,58 @@ def test_slow_is_not_lost(make_pair: MakePair, mode: str) -> None:
     assert not dropped(pair)
     disk.heal()
     mended(pair, b"three")
+
+
+def test_a_delete_that_it_cannot_do_is_no_failure(make_pair: MakePair) -> None:
+    """mkfs and fstrim send them: zeros are written instead, and the connection stays."""
+    pair, disk, _ = prepare(make_pair)
+    disk.fail("delete", errno.EOPNOTSUPP)
+    with RawClient(pair.a.socket()) as client:
+        work(client, b"new")
+        held(client, b"new")
+    assert disk.stats().failed > 0
+    assert not dropped(pair)
+    assert pair.differing() is None
+    mended(pair, b"new")
+
+
+def test_deletes_come_in_parts(make_pair: MakePair) -> None:
+    """Where they take as long as writing, a large one must not take longer than the timeout."""
+    pair, disk, _ = prepare(make_pair, size=512 * MIB)
+    before = disk.stats().deletes
+    with RawClient(pair.a.socket()) as client:
+        assert client.do(TRIM, 0, 512 * MIB).error == 0
+    assert disk.stats().deletes - before == 8
+    assert pair.differing() is None
+
+
+@pytest.mark.root
+def test_large_sectors_take_small_requests(make_pair: MakePair) -> None:
+    """The primary's clients know nothing of them."""
+    tools.need_root()
+    pair = make_pair({"disk": 16 * MIB}, conf="timeout 4")
+    backing = pair.b.component().with_suffix(".img")
+    with backing.open("wb") as file:
+        file.truncate(16 * MIB + 8192)  # there the map takes a whole sector
+    device = tools.loop_device(backing, "--sector-size", "4096")
+    try:
+        pair.b.component().unlink()
+        pair.b.component().symlink_to(device)
+        pair.create()
+        pair.start()
+        pair.roles(pair.a)
+        pair.wait_in_sync(pair.a)
+        with RawClient(pair.a.socket()) as client:
+            for sector in (1, 6, 8, 4096):
+                assert client.write(sector * 512, b"x" * 512) == 0
+            assert client.do(TRIM, 512, 4096).error == 0
+            assert client.do(FLUSH).error == 0
+        assert not dropped(pair)
+        pair.wait_in_sync(pair.a)
+        assert pair.differing() is None
+    finally:
+        pair.b.stop()
+        subprocess.run(["losetup", "-d", device], check=True)
 
 
 def test_dies_and_is_replaced_by_itself(make_pair: MakePair) -> None:
