@@ -69,6 +69,7 @@ class Primary:
         self.listener: NbdListener | None = None
         self.device: blockdev.BlockDevice | None = None
         self.served = False  # the device has a ggate stage, or has had one
+        self.may_serve = False  # start() has asked the other node, and nothing stands against it
         self.waiting: list[tuple[socket.socket, int]] = []  # NBD clients that have come while there was no ggate stage
         self.link: Link | None = None
         self.outage: Outage | None = None
@@ -114,10 +115,18 @@ class Primary:
         self.outage = Outage(self)
         if unrecorded:
             self.outage.go_on()
-        await self._start_stages()
-        if resource.remote is not None:
-            self.link = Link(self._owner(), virgin)
-            await self.link.start(bool(orders.get("resume")))
+        # A stage that dies meanwhile is started anew afterwards: there is one who makes connections, or none.
+        async with self.turn:
+            await self._start_stages()
+            if resource.remote is not None:
+                self.link = Link(self._owner(), virgin)
+                await self.link.start(bool(orders.get("resume")))
+            self.may_serve = True
+        if self.restarting is not None:
+            # What comes now needs the stages. One that dies from here on is started anew under the device.
+            await asyncio.wait([self.restarting])
+        if self.failed.done():
+            raise self.failed.result()
         self.listener = NbdListener(
             self.rundir / f"{resource.name}.sock",
             NbdExport(
@@ -127,7 +136,8 @@ class Primary:
         )
         await self.listener.start()
         if self.device is not None and self.device.fd >= 0:
-            self._serve_device(resend=True)
+            if not self.served:  # the restart has not done it
+                self._serve_device(resend=True)
         elif self.device is not None:
             self.device.open()
             self._serve_device(resend=False)
@@ -400,8 +410,11 @@ class Primary:
     async def _restart(self) -> None:
         assert self.pipeline is not None
         async with self.turn:
+            if not self.may_serve:
+                return  # start() has failed: nobody is to be served
             try:
-                connected = self.link is not None and self.link.connected
+                # Before anybody is served, the other node is asked as start() has asked it.
+                connected = self.link is not None and (self.link.connected or self.listener is None)
                 while self.died and not self.failed.done():  # also one of those that were just started
                     self.died = False
                     if self.link is not None:

@@ -3,9 +3,13 @@ have never met. Nobody serves what he should not, and no difference stays unknow
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,12 +20,14 @@ from hast.errors import HastError
 from tests.e2e.node import DEADLINE, MIB, eventually
 from tests.e2e.pair import Pair, PairNode
 from tests.e2e.relay import Relay, Way
+from tests.e2e.test_block_device import stage_pid
 from tests.nbdclient import FLUSH, RawClient
 
 SIZE = 32 * MIB
 EXTENT = 2 * MIB
 SLOW = "timeout 3\ncompression none\nsyncrate 65536"  # minutes for all of it
 COMMANDS = 12  # of each shell
+WINDOW = 8.0  # seconds: longer than the longest pause between two attempts to connect
 
 MakePair = Callable[..., Pair]
 
@@ -150,6 +156,35 @@ def test_promoted_while_the_primary_runs(make_pair: MakePair, both_write: bool) 
         pair.wait_in_sync(pair.b)
     assert pair.differing() is None
     assert read(pair.b, EXTENT) == b"b" and read(pair.b, 2 * EXTENT) == b"-"
+
+
+# ---- while a primary waits for the other one ----
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["disk", "ggate"])
+def test_stage_dies_while_its_primary_waits_for_the_other_one(make_pair: MakePair, stage: str) -> None:
+    """There is one connection when the other one has stepped back, and it stays: nobody else makes another one."""
+    pair = make_pair({"disk": SIZE}, conf="timeout 60")
+    pair.up(pair.b)
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(pair.a.set_role, "primary")
+        eventually(lambda: "is still primary, waiting for it" in pair.a.said(), "it waits for the other node")
+        os.kill(stage_pid(pair.a, stage), signal.SIGKILL)
+        eventually(lambda: "restarting its stages" in pair.a.said(), "its stage is missed")
+        pair.b.set_role("secondary")
+        asked.result(DEADLINE)
+    pair.wait_in_sync(pair.a)
+
+    def connections() -> tuple[int, int]:
+        return pair.a.said().count(": connected to "), pair.b.said().count(": connected from ")
+
+    made, end = connections(), time.monotonic() + WINDOW
+    while time.monotonic() < end:
+        assert connections() == made
+        time.sleep(0.1)
+    write(pair.a, b"a", 0)
+    pair.wait_in_sync(pair.a)
 
 
 # ---- by several at once ----
