@@ -45,6 +45,13 @@ MODES = {
 }
 
 
+class EndedError(HastError):
+    """The worker was told to end while it waited for the other node: nothing has gone wrong."""
+
+    def __init__(self, resource: str) -> None:
+        super().__init__(f"{resource}: told to end before it served")
+
+
 class TakenOverError(HastError):
     """While hastd was gone the other node became primary: what this one served must not be served any more."""
 
@@ -100,14 +107,15 @@ class Link:
 
     # ---- making it ----
 
-    async def start(self, resume: bool = False) -> None:
+    async def start(self, stop: asyncio.Event, resume: bool = False) -> None:
         """The first attempt, before clients are served; then the connection is kept. resume: hastd was gone for a
-        moment; then TakenOverError is raised if the other node is primary.
+        moment; then TakenOverError is raised if the other node is primary. stop: set when the worker is to end, which
+        does not wait for another node then; EndedError is raised.
 
         Nobody waits for it where it is known that this node writes alone: no counter has to be raised for that."""
         alone = self.owner.metadata().alone and not resume
         if not alone:
-            await self._first(resume)
+            await self._unless(stop, self._first(resume))
         self._start_keeper(0.0 if alone else self.peering.pause)
 
     def _start_keeper(self, pause: float) -> None:
@@ -119,6 +127,21 @@ class Link:
         if not keeper.cancelled() and (error := keeper.exception()) is not None:
             log.error("%s: connecting", self.owner.resource.name, exc_info=error)
             self.owner.fail(TemporaryError(f"{self.owner.resource.name}: unexpected error: {error!r}"))
+
+    async def _unless(self, stop: asyncio.Event, attempt: Coroutine[Any, Any, None]) -> None:
+        """The attempt, to its end or until `stop` is set: then it is given up, and EndedError raised."""
+        loop = asyncio.get_running_loop()
+        attempting = loop.create_task(attempt)
+        tasks: list[asyncio.Task[Any]] = [attempting, loop.create_task(stop.wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not attempting.done():
+                raise EndedError(self.owner.resource.name)
+            attempting.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _first(self, resume: bool) -> None:
         try:

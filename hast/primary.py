@@ -57,10 +57,11 @@ Tell = Callable[..., None]
 class Primary:
     """One resource as primary. `failed` becomes done, with the reason, when it can be served no longer."""
 
-    def __init__(self, resource: Resource, rundir: Path, tell: Tell) -> None:
+    def __init__(self, resource: Resource, rundir: Path, tell: Tell, stop: asyncio.Event) -> None:
         self.resource = resource
         self.rundir = rundir
         self.tell = tell
+        self.stop = stop  # set when this is to end: start() waits for no other node then
         self.failed: asyncio.Future[HastError] = asyncio.get_running_loop().create_future()
         self.component: Component | None = None
         self.metadata: Metadata | None = None
@@ -85,8 +86,8 @@ class Primary:
     # ---- start ----
 
     async def start(self, orders: dict[str, Any], fds: list[int]) -> None:
-        """Serve the resource; orders as in hast/workers.py. Raises HastError; shutdown() then takes away what is there
-        already."""
+        """Serve the resource; orders as in hast/workers.py. Raises HastError, EndedError (hast/link.py) when it was
+        told to stop; shutdown() then takes away what is there already."""
         resource, left = self.resource, orders.get("device")
         if left is not None and len(fds) == 1:
             self.device = blockdev.BlockDevice(replace(resource, provname=str(left["provname"])), self.rundir)
@@ -120,7 +121,7 @@ class Primary:
             await self._start_stages()
             if resource.remote is not None:
                 self.link = Link(self._owner(), virgin)
-                await self.link.start(bool(orders.get("resume")))
+                await self.link.start(self.stop, bool(orders.get("resume")))
             self.may_serve = True
         if self.restarting is not None:
             # What comes now needs the stages. One that dies from here on is started anew under the device.

@@ -32,7 +32,7 @@ from hast.workers import Ending, Worker, Workforce
 
 log = logging.getLogger(__name__)
 
-READY_SECONDS = 30.0  # for a worker to serve
+READY_SECONDS = 30.0  # for a worker to serve; a primary may wait `timeout` for the other node, beside that
 FIRST_PAUSE = 0.1  # seconds before a worker that died is started again; doubled each time
 LONGEST_PAUSE = 10.0
 SETTLED_SECONDS = 5.0  # a worker that has run so long has nothing to do with the last death
@@ -90,10 +90,14 @@ class Supervisor:
     def name(self) -> str:
         return self.resource.name
 
+    @property
+    def _ready_seconds(self) -> float:
+        return READY_SECONDS + self.resource.timeout
+
     # Roles.
 
     async def set_role(self, role: Role, force: bool = False) -> RoleEntry:
-        """Take a role; returns when it is in force or has failed, after READY_SECONDS and a stop at most.
+        """Take a role; returns when it is in force or has failed, after _ready_seconds and a stop at most.
 
         force: become primary also as the target of a synchronisation that is not complete (hast/promotion.py).
         """
@@ -108,7 +112,7 @@ class Supervisor:
 
     async def _set_role(self, role: Role, force: bool) -> RoleEntry:
         if role is self.role and self._resumed is not None:
-            await asyncio.wait({self._resumed}, timeout=READY_SECONDS)
+            await asyncio.wait({self._resumed}, timeout=self._ready_seconds)
         previous = self.role
         force = force and role is Role.PRIMARY
         if self._retired and role is not Role.INIT:
@@ -227,7 +231,8 @@ class Supervisor:
         orders = {"resume": self._resuming, "again": again, "device": device}
         worker = self._worker = self._workforce.spawn(self.resource, role.text, orders, channel)
         either: list[asyncio.Future[Any]] = [worker.ready, worker.ended]
-        await asyncio.wait(either, timeout=READY_SECONDS, return_when="FIRST_COMPLETED")
+        seconds = self._ready_seconds
+        await asyncio.wait(either, timeout=seconds, return_when="FIRST_COMPLETED")
         if worker.ready.done():
             self._end_resuming()
             details = {key: worker.ready.result().get(key) for key in ("device", "nbd")}
@@ -240,7 +245,7 @@ class Supervisor:
         self._ended(worker, ending)
         if not in_time:
             raise TemporaryError(
-                f"{self.name}: its {role.text} worker was not ready within {READY_SECONDS:g} s and was stopped"
+                f"{self.name}: its {role.text} worker was not ready within {seconds:g} s and was stopped"
             )
         raise WorkerEndedError(self.name, role, ending)
 

@@ -18,6 +18,7 @@ from typing import Any
 from hast.channel import Channel, ChannelClosedError, close_all
 from hast.config import Resource
 from hast.errors import HastError, TemporaryError
+from hast.link import EndedError
 from hast.primary import Primary
 from hast.secondary import Secondary
 from hast.spawner import resource_from_dict
@@ -39,7 +40,9 @@ class Worker:
         self.started = asyncio.Event()
         self.reloads: set[asyncio.Task[None]] = set()
         self.part: Primary | Secondary = (
-            Secondary(resource, rundir, self.tell) if role == "secondary" else Primary(resource, rundir, self.tell)
+            Secondary(resource, rundir, self.tell)
+            if role == "secondary"
+            else Primary(resource, rundir, self.tell, self.stop)
         )
 
     def tell(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
@@ -71,6 +74,8 @@ class Worker:
                 return os.EX_OK
             try:
                 await self.part.start(*self.orders.result())
+            except EndedError:
+                return os.EX_OK
             except HastError as error:
                 return self.fail(error)
             self.started.set()

@@ -227,9 +227,13 @@ def _each_resource(
 
 def ask(options: Options, request: ControlRequest, seconds: float) -> Nv:
     """hastd's reply. Raises HastError."""
+    from hast.control import CMD_SET_ROLE
     from hast.control_client import ControlClient
 
-    with ControlClient(load(options).control, seconds) as client:
+    config = load(options)
+    if request.cmd == CMD_SET_ROLE:  # a primary may wait so long for the other node
+        seconds += max((resource.timeout for resource in config.resources.values()), default=0)
+    with ControlClient(config.control, seconds) as client:
         client.connect()
         return client.request(request.to_nv())
 

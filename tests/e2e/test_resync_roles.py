@@ -187,6 +187,36 @@ def test_stage_dies_while_its_primary_waits_for_the_other_one(make_pair: MakePai
     pair.wait_in_sync(pair.a)
 
 
+@pytest.mark.slow
+def test_timeout_is_longer_than_a_worker_has_to_start(make_pair: MakePair) -> None:
+    """The other node goes on to be primary: this one serves when it has waited for `timeout`, and not for less."""
+    pair = make_pair({"disk": SIZE}, conf="timeout 35")
+    pair.up(pair.b)
+    began = time.monotonic()
+    pair.a.set_role("primary")
+    assert time.monotonic() - began >= 35
+    assert read(pair.a, 0) == bytes(1)
+    assert pair.b.status()["role"] == "primary"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["stop", "restart"])
+def test_told_to_end_while_it_waits_for_the_other_one(make_pair: MakePair, how: str) -> None:
+    """It ends at once, in good order, and has served nobody."""
+    pair = make_pair({"disk": SIZE}, conf="timeout 200", hooks=True)
+    pair.up(pair.b)
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(pair.a.role, "primary", check=False)
+        eventually(lambda: "is still primary, waiting for it" in pair.a.said(), "it waits for the other node")
+        pair.a.ctl(how)
+        assert asked.result(DEADLINE).returncode != 0
+    assert "does not end" not in pair.a.log.read_text()
+    assert f"role {pair.a.name()} secondary primary" not in pair.events(pair.a)
+    if how == "stop":
+        assert pair.a.hastd is not None and pair.a.hastd.wait(DEADLINE) == 0
+        pair.a.hastd = None
+
+
 # ---- by several at once ----
 
 

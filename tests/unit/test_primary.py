@@ -46,7 +46,7 @@ class Scene:
         async def main() -> None:
             text = f"device nbd\nresource data {{ local {self.component}\n on a {{ remote {remote}\n }} }}"
             resource = parse(text, "hast.conf", ["a"]).resources["data"]
-            primary = Primary(resource, self.directory, lambda message, fds=(): None)
+            primary = Primary(resource, self.directory, lambda message, fds=(): None, asyncio.Event())
             try:
                 async with asyncio.timeout(DEADLINE):
                     await body(primary)

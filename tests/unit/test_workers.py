@@ -286,8 +286,24 @@ def test_worker_that_is_not_ready_in_time(scene: Scene, monkeypatch: pytest.Monk
     monkeypatch.setattr(supervisor_module, "READY_SECONDS", 0.0)
 
     async def body() -> None:
-        entry = await scene.supervisor("late").set_role(Role.PRIMARY)
+        supervisor = scene.supervisor("late")
+        supervisor.resource = replace(supervisor.resource, timeout=0)
+        entry = await supervisor.set_role(Role.PRIMARY)
         assert entry.error == os.EX_TEMPFAIL and "was not ready within 0 s" in entry.errmsg
+
+    scene.run(body)
+
+
+def test_worker_may_wait_for_the_other_node_as_long_as_timeout_says(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the time that it has to start."""
+    monkeypatch.setattr(supervisor_module, "READY_SECONDS", 0.0)
+
+    async def body() -> None:
+        supervisor = scene.supervisor("good")
+        assert await supervisor.set_role(Role.PRIMARY) == RoleEntry("good", role="init")
+        await supervisor.close()
 
     scene.run(body)
 
