@@ -104,7 +104,7 @@ class Component:
         self.flush()
 
     def pread(self, offset: int, length: int) -> bytes:
-        """Exactly length (> 0) bytes from offset. Raises DiskError."""
+        """Exactly length (> 0) bytes from offset. Raises DiskError, TemporaryError."""
         with self._buffer(length) as buffer, _io(self, "read"):
             done = 0
             while done < length:
@@ -115,7 +115,7 @@ class Component:
             return bytes(buffer[:length])
 
     def pwrite(self, offset: int, data: bytes) -> None:
-        """All of data to offset. Raises DiskError."""
+        """All of data to offset. Raises DiskError, TemporaryError."""
         with self._buffer(len(data)) as buffer, _io(self, "written"):
             buffer[: len(data)] = data
             done = 0
@@ -145,8 +145,14 @@ class Component:
 
     @contextmanager
     def _buffer(self, length: int) -> Iterator[memoryview]:
-        """Memory of that many bytes, on a page boundary as direct I/O wants it."""
-        with mmap.mmap(-1, length) as memory, memoryview(memory) as view:
+        """Memory of that many bytes, on a page boundary as direct I/O wants it. Raises TemporaryError."""
+        try:
+            memory = mmap.mmap(-1, length)
+        except OSError as error:  # the system's, not the disk's
+            raise TemporaryError(
+                f"{self.resource}: no memory to read or write component {self.path}: {error.strerror}"
+            ) from error
+        with memory, memoryview(memory) as view:
             yield view
 
 

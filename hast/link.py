@@ -241,7 +241,7 @@ class Link:
                 "conn": self._settings(),
             }
             self._lost.clear()
-            with _memory(agreement.map or b"") as map_fd:
+            with _memory(resource.name, agreement.map or b"") as map_fd:
                 fds = (map_fd, made.incoming.fileno(), made.out.fileno())
                 self.owner.pipeline.send(GGATE, message, fds)
             self._up = True
@@ -482,11 +482,13 @@ class Link:
 
 
 @contextlib.contextmanager
-def _memory(data: bytes) -> Any:
-    """A descriptor of memory that holds data: an activemap is larger than a message may be."""
-    fd = os.memfd_create("hast map", os.MFD_CLOEXEC)
-    try:
-        os.write(fd, data)
+def _memory(resource: str, data: bytes) -> Any:
+    """A descriptor of memory that holds data: an activemap is larger than a message may be. Raises TemporaryError."""
+    with contextlib.ExitStack() as stack:
+        try:
+            fd = os.memfd_create("hast map", os.MFD_CLOEXEC)
+            stack.callback(os.close, fd)
+            os.write(fd, data)
+        except OSError as error:
+            raise TemporaryError(f"{resource}: no memory for the secondary's activemap: {error.strerror}") from error
         yield fd
-    finally:
-        os.close(fd)

@@ -122,7 +122,11 @@ class Pipeline:
         assert not self.stages
         self.arena = Arena.create(self.settings.geometry, self.settings.resource)
         for stage in range(len(STAGE_NAMES)):
-            self._bells[stage] = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            try:
+                self._bells[stage] = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            except OSError as error:
+                name = self.settings.resource
+                raise TemporaryError(f"{name}: cannot make doorbells for its stages: {error.strerror}") from error
         return self.arena
 
     async def start(self, *stages: int, conn: ConnSettings | None = None) -> None:

@@ -320,6 +320,8 @@ class Primary:
                 )
         except HastError as error:
             self._fail(error)
+        except Exception as error:
+            self._unexpected(error)
 
     def _lonely(self, lasted: float = 0.0) -> None:
         """There is no secondary now: what an out-of-date component cannot do without it waits, but not for ever; what
@@ -394,6 +396,12 @@ class Primary:
         if not self.failed.done():
             self.failed.set_result(error)
 
+    def _unexpected(self, error: Exception) -> None:
+        """A mistake of ours, or the system is out of something: a new worker may not meet it again. Clients must not
+        wait for what nobody does any more."""
+        log.error("%s: unexpected error", self.resource.name, exc_info=error)
+        self._fail(TemporaryError(f"{self.resource.name}: unexpected error: {error!r}"))
+
     def _stage_death(self, stage: int, what: str) -> None:
         """A stage is gone: take the pipeline down and up again, the device stays (its requests are issued anew)."""
         now = time.monotonic()
@@ -429,6 +437,8 @@ class Primary:
                 log.warning("%s: its stages run again", self.resource.name)
             except HastError as error:
                 self._fail(error)
+            except Exception as error:
+                self._unexpected(error)
 
     def _serve_waiting(self) -> None:
         waiting, self.waiting = self.waiting, []

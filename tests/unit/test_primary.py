@@ -1,29 +1,36 @@
-"""hast/primary.py: what happens beside its start. The stages are real, the secondary plays a script."""
+"""hast/primary.py: what happens beside its start, and when the system is out of something. The stages are real, the
+secondary plays a script."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from hast import component as component_module
 from hast import link as link_module
-from hast.component import create
+from hast.component import Component, create
 from hast.config import parse
-from hast.errors import HastError
+from hast.errors import HastError, TemporaryError
+from hast.ffi import _hast
 from hast.link import TakenOverError
+from hast.pipeline import Pipeline
 from hast.primary import Primary
 from hast.stages.context import DISK, GGATE
 from tests import vectors
-from tests.unit.scripted_secondary import Secondary
+from tests.unit.scripted_secondary import Secondary, playing
 
 DEADLINE = 60.0
 WINDOW = 2.0  # seconds, in which what must not happen would have happened
+FAILED_SECONDS = 20.0  # for a failure to be noticed
 
 Body = Callable[[Primary], Coroutine[Any, Any, None]]
 
@@ -36,7 +43,7 @@ class Scene:
         self.monkeypatch = monkeypatch
         self.component = directory / "component"
         self.component.touch()
-        create("data", str(self.component), mediasize=4 << 20)
+        create("data", str(self.component), mediasize=64 << 20)
         self.served: list[bool] = []
         monkeypatch.setattr(Primary, "_serve_device", lambda _, resend: self.served.append(resend))
 
@@ -135,5 +142,83 @@ def test_stages_that_cannot_be_started_anew_end_the_start(scene: Scene) -> None:
             with pytest.raises(HastError, match="cannot be read"):
                 await start
             assert primary.listener is None
+
+        scene.run(body, secondary.address)
+
+
+# ---- the system is out of something ----
+
+
+def none_left(*_: object, **__: object) -> Any:
+    raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+
+def no_doorbells(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(os, "eventfd", none_left)
+
+
+def no_buffers(patch: pytest.MonkeyPatch) -> None:
+    """For reading and writing the component; an arena can be had."""
+    patch.setattr(component_module, "mmap", SimpleNamespace(mmap=none_left))
+
+
+def a_mistake(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Component, "read_map", lambda *_: 1 // 0)
+
+
+@pytest.mark.parametrize("shortage", [no_doorbells, no_buffers, a_mistake])
+def test_stages_that_cannot_be_started_anew_end_the_worker(
+    scene: Scene, shortage: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    """Whatever the error is: a new worker is started then, and clients do not wait for stages that never come."""
+
+    async def body(primary: Primary) -> None:
+        await primary.start({}, [])
+        with pytest.MonkeyPatch.context() as patch:
+            shortage(patch)
+            await kill(primary, DISK)
+            error = await asyncio.wait_for(asyncio.shield(primary.failed), FAILED_SECONDS)
+        assert type(error) is TemporaryError and "\n" not in str(error) and str(error).startswith("data: ")
+
+    scene.run(body)
+
+
+def test_shortage_when_localcnt_is_to_be_raised_is_waited_for(scene: Scene) -> None:
+    """As for a disk that does not take it: whoever waits for that has it as soon as it is possible."""
+    sent: list[tuple[int, Any]] = []
+
+    def send(_: Pipeline, stage: int, message: Any, fds: tuple[int, ...] = ()) -> None:
+        sent.append((stage, message))
+
+    async def body(primary: Primary) -> None:
+        await primary.start({}, [])
+        question = {"bits": _hast.lib.HAST_SEQ_NEED_DEGRADED, "dirty": 0, "detach": False, "number": 7}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Pipeline, "send", send)
+            with pytest.MonkeyPatch.context() as short:
+                no_buffers(short)
+                primary._stage_message(GGATE, {"event": "seq", **question})
+                assert primary.retry is not None and not primary.failed.done() and sent == []
+            while not sent:
+                await asyncio.sleep(0.01)
+        assert sent == [(GGATE, {"cmd": "grant", "number": 7})]
+        assert primary.component is not None and primary.component.read_metadata().alone
+
+    scene.run(body)
+
+
+def test_no_memory_for_the_map_of_a_secondary(scene: Scene) -> None:
+    """That connection is not made; another one is tried."""
+    scene.monkeypatch.setattr(os, "memfd_create", none_left)
+
+    with contextlib.closing(Secondary()) as secondary:
+
+        async def body(primary: Primary) -> None:
+            script = asyncio.create_task(playing()(secondary))  # type: ignore[arg-type]
+            await primary.start({}, [])
+            await script
+            assert primary.link is not None and primary.link._keeper is not None and not primary.failed.done()
+            assert any("no memory for the secondary's activemap" in said for said in primary.link._said)
+            await secondary.accept()
 
         scene.run(body, secondary.address)
