@@ -3,44 +3,113 @@
 Invariants:
 - The component is locked meanwhile: where a worker has it, this fails.
 - The change is durable when this returns, whatever `metaflush` is.
+- A disk that hangs holds up nobody else. Nothing can end a thread that waits for one, and hastd can neither end nor be
+  started anew with such a thread in it: so a process of its own does it, which nobody has to wait for.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import json
+import os
+import subprocess
+import sys
+import threading
+from typing import Any
 
-from hast.component import open_component
+from hast import promotion
+from hast.channel import Channel, Message
 from hast.config import Resource
-from hast.errors import TemporaryError
-from hast.metadata import Metadata
+from hast.errors import HastError, SystemCallError, TemporaryError
+from hast.spawner import resource_from_dict, resource_to_dict
 
 LOCK_SECONDS = 2.0  # for the kernel to let go of the component of a worker that has just ended
 DISK_SECONDS = 20.0  # for the disk to take it
 
-Change = Callable[[Metadata], Metadata]
+CHANGES = {"discard": promotion.discarding, "force": promotion.forced}
 
 
-def amend(resource: Resource, change: Change) -> tuple[Metadata, Metadata]:
-    """The metadata before and after. Raises HastError; nothing has changed then, or what was asked for has."""
+async def amend(resource: Resource, change: str) -> bool:
+    """Make one of CHANGES; whether that has changed anything. Raises HastError; nothing has changed then, or what was
+    asked for has."""
+    ours, process = _start(resource, change)
+    try:
+        async with asyncio.timeout(DISK_SECONDS):
+            received = await ours.arecv()
+    except TimeoutError:
+        raise TemporaryError(f"{resource.name}: component {resource.localpath} does not answer") from None
+    finally:
+        ours.close()
+        process.kill()  # if it is in the disk's hands, it ends when that lets it go
+        threading.Thread(target=process.wait, name=f"metadata of {resource.name}", daemon=True).start()
+    if received is None:
+        raise TemporaryError(f"{resource.name}: the process that was to change its metadata has died")
+    answer = received[0]
+    if "error" in answer:
+        error = HastError(str(answer["error"]))
+        error.exit_code = int(answer.get("code", os.EX_SOFTWARE))
+        raise error
+    return bool(answer["changed"])
+
+
+def _start(resource: Resource, change: str) -> tuple[Channel, subprocess.Popen[bytes]]:
+    """The process, and where it says what has come of it: all that it has of hastd. Raises SystemCallError."""
+    ours, theirs = Channel.pair(f"{resource.name}: changing its metadata")
+    settings = {
+        "path": sys.path,
+        "channel": theirs.fileno(),
+        "resource": resource_to_dict(resource),
+        "change": change,
+    }
+    program = (
+        "import json, sys; settings = json.loads(sys.argv.pop()); sys.path[:] = settings['path']\n"
+        "from hast.amend import main; main(settings)"
+    )
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", program, json.dumps(settings)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,  # a terminal's SIGINT is for main alone
+        )
+    except OSError as error:
+        ours.close()
+        raise SystemCallError(f"{resource.name}: cannot change its metadata: {error.strerror}") from error
+    finally:
+        theirs.close()
+    return ours, process
+
+
+# The process.
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Make the change, and say so."""
+    from setproctitle import setproctitle
+
+    resource = resource_from_dict(settings["resource"])
+    setproctitle(f"hastd: {resource.name}: metadata")
+    answer: Message
+    try:
+        answer = {"changed": change_component(resource, settings["change"])}
+    except HastError as error:
+        answer = {"error": str(error), "code": error.exit_code}
+    Channel.from_fd(settings["channel"]).send(answer)
+
+
+def change_component(resource: Resource, change: str) -> bool:
+    """amend(), with all that may hang."""
+    from hast.component import open_component  # the C part: hastd's main process does without it
+
     component = open_component(resource.name, resource.localpath, resource.directio, wait=LOCK_SECONDS)
     try:
         before = component.read_metadata()
-        after = change(before)
+        after = CHANGES[change](before)
         if after != before:
             component.write_metadata(after)
         else:
             component.flush()  # who wrote it may have died before its flush
-        return before, after
+        return after != before
     finally:
         component.close()
-
-
-async def amend_soon(resource: Resource, change: Change) -> tuple[Metadata, Metadata]:
-    """amend(), in a thread: a disk that hangs stops nobody else. Raises HastError."""
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(DISK_SECONDS):
-            return await loop.run_in_executor(None, amend, resource, change)
-    except TimeoutError:
-        raise TemporaryError(f"{resource.name}: component {resource.localpath} does not answer") from None

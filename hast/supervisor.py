@@ -21,12 +21,13 @@ from dataclasses import replace
 from typing import Any
 
 from hast import boot
+from hast.amend import amend
 from hast.channel import Message
 from hast.config import Resource
 from hast.control import ERROR_NO_ENTRY, STATUS_ELEMENTS, Role, RoleEntry, StatusEntry
 from hast.errors import HastError, TemporaryError, UnavailableError
 from hast.keeping import Keeping
-from hast.promotion import discarding, forced, target_text
+from hast.promotion import target_text
 from hast.reload import Action, action, changed_settings
 from hast.workers import Ending, Worker, Workforce
 
@@ -147,11 +148,9 @@ class Supervisor:
 
     async def _force(self) -> None:
         """Give up what the other node has and this one lacks, before there is a worker. Raises HastError."""
-        from hast.amend import amend_soon  # the C part: hastd's main process needs it only here
-
-        before, after = await amend_soon(self.resource, forced)
+        changed = await amend(self.resource, "force")
         boot.forget(boot.outdated_note(self._keeping.rundir, self.name))
-        if before != after:
+        if changed:
             log.warning(
                 "%s: becomes primary by force with data that is a mix of old and new: the newer data of the other node"
                 " is given up, and at the next contact both find a split-brain",
@@ -174,9 +173,7 @@ class Supervisor:
                 f" {self.name}' before, or discard those of the other node"
             )
         if self.role is Role.INIT:
-            from hast.amend import amend_soon
-
-            await amend_soon(self.resource, discarding)
+            await amend(self.resource, "discard")
             return
         answer = await self._worker.ask("discard") if self._worker is not None else None
         if answer is None:

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from tests.chaos.steady import SteadyProcess
 from tests.e2e.node import DEADLINE, MIB, Node, eventually
 from tests.e2e.pair import Pair, PairNode
 from tests.e2e.test_block_device import assert_gone, assert_there, block, fio, make_block, stage_pid
+from tests.faultdisk import FaultDisk
 
 __all__ = ["block", "make_block"]
 MakeNode = Callable[..., Node]
@@ -309,6 +311,37 @@ def test_restart_while_there_is_no_keeper(steady: tuple[Node, SteadyProcess], ki
     served_by_another(node, worker)
     client.progress()
     client.end()
+
+
+@pytest.mark.parametrize("how", ["restart", "stop"])
+@pytest.mark.parametrize("command", [("discard",), ("role", "-f", "primary")])
+def test_disk_that_hangs_without_a_worker_holds_up_nobody(
+    make_block: MakeNode, command: tuple[str, ...], how: str
+) -> None:
+    """Its metadata were to be changed. hastd ends, or is started anew, and users of another resource do not notice."""
+    node = make_block(resources={"disk": 64 * MIB, "hung": 8 * MIB})
+    node.create()
+    disk = FaultDisk.under(node, "hung")
+    node.start()
+    node.set_role("primary")
+    worker = int(node.status()["workerpid"])
+    client = SteadyProcess(node.device(), node.env)
+    eventually(lambda: client.ask()["writes"], "it writes")
+    disk.hang()
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(node.ctl, *command, node.name("hung"), check=False)
+        eventually(lambda: disk.stats().waiting, "the disk is asked")
+        if how == "restart":
+            node.ctl("restart")
+            served_by_another(node, worker)
+            client.progress()
+            client.end()
+        else:
+            client.end()
+            assert node.stop() == 0
+        assert asked.result(DEADLINE).returncode != 0
+    disk.heal()
+    eventually(lambda: not pid_of(node, f"hastd: {node.name('hung')}: metadata"), "who waited for the disk ends")
 
 
 def test_restart_in_the_background(make_block: MakeNode) -> None:
