@@ -16,7 +16,7 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,8 @@ class Component:
     direct: the descriptor bypasses the page cache, all its I/O is then a multiple of `align` bytes (1 without).
     can_delete: DELETE works, that is, a range can be made to read as zeros without being written. engine: what the
     disk stage is to use: "inline", "uring" or "threads". note: a file that says so when a flush fails
-    (hast/boot.py). sync_failed: one has.
+    (hast/boot.py). sync_failed: one has. on_sync_failure: called then: it may have been the disk's only word of what it
+    has lost, and the disk stage has not heard it.
     """
 
     resource: str
@@ -73,6 +74,7 @@ class Component:
     own: int = -1
     note: Path | None = None
     sync_failed: bool = False
+    on_sync_failure: Callable[[], None] | None = None
     memory_backed: bool = False
     direct: bool = False
     align: int = 1
@@ -134,6 +136,8 @@ class Component:
             self.sync_failed = True
             if self.note is not None:
                 boot.spoil(self.note)
+            if self.on_sync_failure is not None:
+                self.on_sync_failure()
             raise
 
     def close(self) -> None:

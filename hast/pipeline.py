@@ -5,7 +5,7 @@ Invariants:
   (invariant 1), so nothing is lost with the old arena.
 - Stages are killed, and collected, before new ones are started: a component never has two writers, a ring never
   two producers.
-- A disk stage is told that one before it has failed a flush: the kernel would not say so again.
+- A disk stage is told that one before it, or the worker, has failed a flush: the disk may not say so again.
 - The worker's own descriptors (component, FUSE channel) are not touched by any of this. A connection's descriptors
   belong to its stages: the worker's copies are closed when those run.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -245,10 +246,16 @@ class Pipeline:
 
     @property
     def sync_error(self) -> int:
-        """The errno of the first flush of the component that a disk stage has failed, or 0."""
+        """The errno of the first flush of the component that a disk stage, or the worker, has failed, or 0."""
         # A stage that never ran has said nothing.
         failed = int(self.arena.stage(DISK).extra[0]) if self.arena is not None else 0
         return failed or self.settings.disk.sync_error
+
+    def flush_failed(self) -> None:
+        """One of the worker's own has: the disk stage fails all later ones, this one and those after it."""
+        error = self.sync_error or errno.EIO
+        self.settings = replace(self.settings, disk=replace(self.settings.disk, sync_error=error))
+        self.send(DISK, {"cmd": "flush_failed", "errno": error})
 
     def runs(self, stage: int) -> bool:
         """Whether it does; one that nobody has told to end may have done so as well."""

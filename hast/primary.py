@@ -113,6 +113,7 @@ class Primary:
             else:
                 boot.forget(note)
         self.pipeline = Pipeline(settings, self._stage_message, self._stage_death)
+        self.component.on_sync_failure = self._flush_failed
         self.outage = Outage(self)
         if unrecorded:
             self.outage.go_on()
@@ -385,6 +386,15 @@ class Primary:
         boot.remember(self.rundir, self.resource.name)
         if self.component.sync_failed or self.pipeline.sync_error:
             boot.spoil(boot.note(self.rundir, self.resource.name))
+
+    def _flush_failed(self) -> None:
+        """One of this process has. What the disk has lost by that is not durable because the next one succeeds; and it
+        may be whole on the secondary, so it is not copied there."""
+        assert self.pipeline is not None
+        if not self.pipeline.sync_error:
+            log.error("%s: a flush of its metadata has failed: what was written may be lost", self.resource.name)
+            self.pipeline.flush_failed()
+            self.pipeline.send(GGATE, {"cmd": "flush_failed"})
 
     def _end_retry(self) -> None:
         self.owed = None

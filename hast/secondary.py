@@ -74,6 +74,7 @@ class Secondary:
         resource = self.resource
         note = boot.note(self.rundir, resource.name)
         self.component = open_component(resource.name, resource.localpath, resource.directio, True, LOCK_SECONDS, note)
+        self.component.on_sync_failure = self._flush_failed
         self.metadata = self.component.read_metadata()
         self.component.flush()  # who wrote it may have died before its flush, and a primary is going to rely on it
         self._store(replace(self.metadata, prevrole=Role.SECONDARY))
@@ -313,6 +314,13 @@ class Secondary:
         """The connection is lost, or another one is about to take its place."""
         if self.pipeline is not None:  # it may be lost while its stages are being started
             self._later(self._lost(why, self.pipeline))
+
+    def _flush_failed(self) -> None:
+        """One of this process has. What the disk has lost then is not durable because the primary's next one succeeds:
+        it is copied after the next handshake, which finds this node in doubt (hast/boot.py)."""
+        if self.pipeline is not None:
+            self.pipeline.flush_failed()
+        self.lose("its disk has failed a flush")
 
     async def _lost(self, why: str, pipeline: Pipeline) -> None:
         async with self._turn:

@@ -266,6 +266,13 @@ hast_disk_pump(struct hast_disk *d)
 	return result;
 }
 
+void
+hast_disk_flush_failed(struct hast_disk *d, int error)
+{
+	if (d->sync_error == 0)
+		sync_failed(d, error);
+}
+
 /* ---- life ---- */
 
 static const struct disk_engine *

@@ -5,10 +5,10 @@
  * - each slot taken is given back exactly once, with error[HAST_LOCAL] 0 or a positive errno: never after a
  *   short transfer, which is continued, nor with EINTR or EAGAIN, which are tried again;
  * - a FLUSH is complete when everything completed before it was taken is durable (fdatasync);
- * - once an fdatasync has failed, every later FLUSH and durable MAP fails with the same errno: the kernel tells of lost
- *   pages only once, and what they held is not durable because a later call succeeds. extra[0] of the stage's line has
- *   that errno, so that the next context on the same component is begun with it. Before anybody is told of the failure
- *   the file `note`, which may say that nothing of the cache was lost, says the contrary;
+ * - once an fdatasync has failed, here or elsewhere (hast_disk_flush_failed()), every later FLUSH and durable MAP fails with
+ *   the same errno: the kernel tells of lost pages only once, and what they held is not durable because a later call
+ *   succeeds. extra[0] of the stage's line has that errno, so that the next context on the same component is begun with it.
+ *   Before anybody is told of the failure the file `note`, which may say that nothing of the cache was lost, says the contrary;
  * - a MAP bio with HAST_BIO_DURABLE is complete when it is written and durable;
  * - nothing outside [data_offset, data_offset + datasize) is written by READ, WRITE, DELETE, nothing outside the map by MAP:
  *   checked here again, whatever the ring says;
@@ -55,6 +55,8 @@ struct hast_disk *hast_disk_new(void *arena, const struct hast_disk_options *opt
 void hast_disk_free(struct hast_disk *d);
 /* Runs until something has to be decided: enum hast_pump_result or -errno; -EINTR: a signal came, call again. */
 int hast_disk_pump(struct hast_disk *d);
+/* Between two runs: an fdatasync of the component that somebody else has tried has failed, with this errno. */
+void hast_disk_flush_failed(struct hast_disk *d, int error);
 /* 1 when io_uring can be set up here. */
 int hast_disk_uring_works(void);
 /* 1 when the file or device lives in memory (tmpfs, ramfs, a RAM disk), 0 when not, or -errno. */

@@ -229,6 +229,9 @@ void hast_seq_outdated(struct hast_arena *a);
 void hast_seq_detach(struct hast_arena *a);
 /* After HAST_SEQ_LOCAL_FAILED: it could not be stored. What has failed is answered so. */
 void hast_seq_local_refused(struct hast_arena *a);
+/* A flush of the local component has failed that was not the sequencer's: as if it had been. The disk stage, which is to be told
+   before this, fails the one that may be under way, and all later ones. */
+void hast_seq_local_flush_failed(struct hast_arena *a);
 /* After HAST_SEQ_SYNC_DONE: it is stored that this component is not out of date any more. */
 void hast_seq_current(struct hast_arena *a);
 /* Out of date and without the secondary for too long: whoever waits for it is told, and so is everybody until it is there. */

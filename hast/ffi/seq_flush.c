@@ -109,18 +109,33 @@ spoil_unanswered(struct hast_arena *a, int error)
 	}
 }
 
+static void
+local_flush_failed(struct hast_arena *a, int error)
+{
+	/* A component that has failed a flush fails all later ones: it has lost something, and may not say what. */
+	seq_of(a)->no_source = 1;
+	seq_of(a)->cache_lost = (uint32_t)seq_turn(a, 1);
+	spoil_unanswered(a, error);
+}
+
 /* At once, and not when the other component is through too: a resynchronisation may be relying on that cache. */
 void
 seq_flush_failed(struct hast_arena *a, const struct hast_bio *bio, int component)
 {
-	if (component == HAST_LOCAL) {
-		/* A component that has failed a flush fails all later ones: it has lost something, and may not say what. */
-		seq_of(a)->no_source = 1;
-		seq_of(a)->cache_lost = (uint32_t)seq_turn(a, 1);
-		spoil_unanswered(a, bio->error[HAST_LOCAL]);
-	} else if (seq_of(a)->connected) {
+	if (component == HAST_LOCAL)
+		local_flush_failed(a, bio->error[HAST_LOCAL]);
+	else if (seq_of(a)->connected)
 		seq_raise(a, HAST_SEQ_REMOTE_FAILED);
-	}
+	seq_distrust(a);
+	seq_sync_again(a);
+}
+
+void
+hast_seq_local_flush_failed(struct hast_arena *a)
+{
+	if (seq_of(a)->detached)
+		return;
+	local_flush_failed(a, EIO);
 	seq_distrust(a);
 	seq_sync_again(a);
 }

@@ -1,6 +1,7 @@
 """The disk stage: does the bios of the sequencer on the local component; between two events all of it happens in C.
 
-What the worker tells it: {"cmd": "stop"}: finish what is under way, then end.
+What the worker tells it: {"cmd": "stop"}: finish what is under way, then end; {"cmd": "flush_failed", "errno": n}: a
+flush of the component that the worker has tried.
 What it tells the worker: {"event": "up", "engine": name}.
 
 Invariants:
@@ -89,7 +90,7 @@ def _turn(context: StageContext, pump: Any) -> int | None:
     """Run the pump once. The stage's exit code when it is to end, else None."""
     result = lib.hast_disk_pump(pump)
     if result == lib.HAST_PUMP_CONTROL:
-        return _command(context)
+        return _command(context, pump)
     if result == -EINTR:
         return None
     what = "its shared memory is damaged" if result > 0 else os.strerror(-result)
@@ -97,7 +98,7 @@ def _turn(context: StageContext, pump: Any) -> int | None:
     return os.EX_SOFTWARE
 
 
-def _command(context: StageContext) -> int | None:
+def _command(context: StageContext, pump: Any) -> int | None:
     """Carry out one message of the worker; an exit code ends the stage."""
     try:
         received = context.control.recv(timeout=0)
@@ -110,4 +111,7 @@ def _command(context: StageContext) -> int | None:
         os.close(fd)
     if message.get("cmd") == "stop":
         return os.EX_OK
+    if message.get("cmd") == "flush_failed":
+        lib.hast_disk_flush_failed(pump, int(message["errno"]))
+        return None
     raise ProtocolError(f"{context.resource}: disk got a message that it does not know: {message}")

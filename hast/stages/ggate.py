@@ -4,10 +4,11 @@ happens in C.
 What the worker tells it: {"cmd": "nbd", "flags": n} with a client's socket, {"cmd": "fuse", "resend": bool} with the
 FUSE channel, {"cmd": "grant", "number": that of the event}: localcnt is raised and durable, {"cmd": "refuse_grant"}: it
 cannot be, {"cmd": "outdated"}, {"cmd": "detach"}, {"cmd": "refused"}: what became of a local failure,
-{"cmd": "current"}, {"cmd": "give_up"}: see seq.h, {"cmd": "connect", "mode": n, "from_remote": bool, "conn": what
-ConnSettings has} with the secondary's map and both sockets, {"cmd": "disconnect"}: it is lost, {"cmd": "settings",
-"sync_rate": n, "metaflush": 0 or 1, "detach_on_error": 0 or 1, "keepawake": bool}: other ones from now on,
-{"cmd": "stop"}: answer what is under way, then end, {"cmd": "drop"}: close the NBD clients that still hold that up.
+{"cmd": "flush_failed"}, {"cmd": "current"}, {"cmd": "give_up"}: see seq.h, {"cmd": "connect", "mode": n,
+"from_remote": bool, "conn": what ConnSettings has} with the secondary's map and both sockets, {"cmd": "disconnect"}: it
+is lost, {"cmd": "settings", "sync_rate": n, "metaflush": 0 or 1, "detach_on_error": 0 or 1, "keepawake": bool}: other
+ones from now on, {"cmd": "stop"}: answer what is under way, then end, {"cmd": "drop"}: close the NBD clients that still
+hold that up.
 What it tells the worker: {"event": "up"}, {"event": "seq", "bits": n, "dirty": extents,
 "detach": bool, "number": of synchronisations that are complete}: the sequencer wants a decision,
 {"event": "unjoined", "why": sentence}: the connection cannot be used now, and nothing has come of it,
@@ -42,6 +43,7 @@ DECISIONS = {
     "outdated": lib.hast_seq_outdated,
     "detach": lib.hast_seq_detach,
     "refused": lib.hast_seq_local_refused,
+    "flush_failed": lib.hast_seq_local_flush_failed,
     "current": lib.hast_seq_current,
     "give_up": lib.hast_seq_give_up,
 }

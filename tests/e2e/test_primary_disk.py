@@ -264,6 +264,57 @@ def test_who_comes_after_copies_what_a_failed_flush_has_lost(make_pair: MakePair
     check(pair, NEW, 2)
 
 
+def test_flush_of_metadata_that_has_failed_is_not_made_good_by_the_next(make_pair: MakePair) -> None:
+    """The worker stores that this node writes alone, and what was in the disk's cache is lost by that. Clients are
+    told, and nothing is copied over what the secondary has."""
+    pair, disk, start = prepare(make_pair, "pass")
+    with RawClient(pair.a.socket()) as raw:
+        assert raw.write(0, NEW) == 0
+        pair.b.kill()
+        eventually(lambda: "lost" in pair.a.said().rpartition("connected to")[2], "the secondary is gone")
+        disk.fail("flush", errno.EIO, count=1)
+        assert raw.write(4096, NEW) == EIO  # in an extent that is marked already: the map has no part in this
+        assert raw.do(FLUSH).error == EIO
+        with disk.backing.open("r+b") as file:
+            file.seek(start)
+            file.write(bytes(4096))
+        pair.b.start()
+        pair.b.set_role("secondary")
+        pair.wait_connected(pair.a)
+        assert raw.write(8192, NEWER) == 0
+    data = pair.data(pair.b)
+    assert data[8192:12288] == NEWER, "requests go there"
+    assert data[:4096] == NEW
+
+
+def test_flush_of_metadata_that_has_failed_is_hidden_by_the_secondary(make_pair: MakePair) -> None:
+    """The worker stores that both have everything: so the secondary has what was in the disk's cache."""
+    pair = make_pair({"disk": 64 * MIB}, conf="timeout 5\non-io-error pass\nsyncrate 16777216")
+    pair.create()
+    disk = FaultDisk.under(pair.a)
+    pair.start()
+    pair.a.set_role("primary")
+    with RawClient(pair.a.socket()) as raw:
+        write(raw, OLD, 4)
+        pair.b.set_role("secondary")
+        eventually(lambda: "extents to synchronise" in pair.a.said(), "they are connected")
+        disk.fail("write", errno.EIO, count=3, within=(0, 4096))
+        eventually(lambda: "cannot be written" in pair.a.said(), "it cannot be stored that both are in sync")
+        disk.fail("flush", errno.EIO, count=1)
+
+        def given_up() -> bool:
+            assert raw.read(0, 4096) == OLD  # in a quiet moment the sequencer would ask for a flush of its own
+            return "is given up" in pair.a.said()
+
+        eventually(given_up, "the component is not used any more")
+        write(raw, NEW, 6)
+    assert pair.a.status()["syncing"] == 2
+    back(pair, disk)
+    check(pair, NEW, 6)
+    pair.wait_in_sync(pair.a)
+    assert pair.differing() is None
+
+
 def test_component_fails_before_it_is_stored_that_both_are_in_sync(make_pair: MakePair) -> None:
     """What is stored then must not say that this node's data is the newer: only the secondary has what follows."""
     pair = make_pair({"disk": 64 * MIB}, conf="timeout 5\non-io-error detach\nsyncrate 16777216")

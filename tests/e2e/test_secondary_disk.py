@@ -113,6 +113,41 @@ def test_flush_that_has_failed_is_not_made_good_by_the_next(make_pair: MakePair)
     eventually(lambda: pair.differing() is None, "what it has lost is copied")
 
 
+def test_flush_of_metadata_that_has_failed_is_not_made_good_by_the_next(make_pair: MakePair) -> None:
+    """The worker stores that it is complete: what was in the cache then is lost, and no later flush brings it back."""
+    pair = make_pair({"disk": 16 * MIB}, conf="timeout 4\nsyncrate 4194304")
+    pair.create()
+    disks = [FaultDisk.under(node) for node in pair.nodes]
+    pair.start()
+    pair.a.set_role("primary")
+    start = int(pair.b.dump()["localoff"])
+    with RawClient(pair.a.socket()) as client:
+        work(client, b"old")
+        pair.b.set_role("secondary")
+        eventually(lambda: "extents to synchronise" in pair.a.said(), "they are connected")
+        # Until this is over the primary cannot store it either, and does not tell the secondary.
+        disks[0].fail("write", errno.EIO, within=(0, 4096))
+        eventually(lambda: "cannot be written" in pair.a.said(), "everything is copied")
+        for extent in range(EXTENTS):
+            assert client.write(extent * EXTENT + BLOCK, b"cached".ljust(BLOCK, b".")) == 0
+        with disks[1].backing.open("r+b") as file:
+            for extent in range(EXTENTS):
+                file.seek(start + extent * EXTENT + BLOCK)
+                file.write(bytes(BLOCK))
+        disks[1].fail("flush", errno.EIO, count=1)
+        disks[0].heal()
+
+        def failed() -> bool:
+            assert client.write(2 * BLOCK, bytes(BLOCK)) == 0  # no quiet moment, in which the primary asks for a flush
+            return "cannot be flushed" in pair.b.said()
+
+        eventually(failed, "the secondary cannot store that it is complete")
+        assert client.do(FLUSH).error == 0
+    eventually(lambda: dropped(pair), "the secondary is dropped")
+    pair.wait_in_sync(pair.a)
+    eventually(lambda: pair.differing() is None, "what it has lost is copied")
+
+
 @contextmanager
 def hanging(disk: FaultDisk, kinds: str) -> Iterator[None]:
     disk.hang(kinds)

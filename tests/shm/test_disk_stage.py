@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -187,3 +189,31 @@ def test_without_io_uring_it_takes_threads(path: str, error: str) -> None:
     assert json.loads(lines[0]) == {"event": "up", "engine": "threads"}, done
     assert lines[1] == "0"
     assert "io_uring cannot be used" in done.stderr
+
+
+def test_flush_that_its_worker_has_failed(stage: Stage) -> None:
+    """All later ones fail, as after one of its own."""
+    done = lib.hast_arena_ring(stage.arena.c, lib.HAST_RING_DISK_DONE)
+    entries = ffi.new("uint32_t[1]")
+
+    def flush() -> int:
+        bio = stage.arena.bio(0)
+        bio.cmd, bio.flags, bio.offset, bio.length = lib.HAST_CMD_FLUSH, 0, 0, 0
+        stage.push(0)
+        deadline = time.monotonic() + SECONDS
+        while lib.hast_ring_pop_some(done, entries, 1) == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        return int(bio.error[0])
+
+    assert flush() == 0
+    stage.channel.send({"cmd": "flush_failed", "errno": errno.ENOSPC})
+    deadline = time.monotonic() + SECONDS
+    while stage.arena.stage(DISK).extra[0] == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert flush() == errno.ENOSPC
+    stage.channel.send({"cmd": "flush_failed", "errno": errno.EIO})
+    stage.channel.send({"cmd": "stop"})
+    assert stage.code() == 0
+    assert stage.arena.stage(DISK).extra[0] == errno.ENOSPC, "the first counts"

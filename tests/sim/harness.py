@@ -182,6 +182,9 @@ class Sequencer:
     def local_refused(self) -> None:
         self.lib.hast_seq_local_refused(self.arena)
 
+    def local_flush_failed(self) -> None:
+        self.lib.hast_seq_local_flush_failed(self.arena)
+
     def current(self) -> None:
         self.lib.hast_seq_current(self.arena)
 
@@ -401,6 +404,10 @@ class Bench:
 
     def local_refused(self) -> None:
         self.seq.local_refused()
+        self.look()
+
+    def local_flush_failed(self) -> None:
+        self.seq.local_flush_failed()
         self.look()
 
     def current(self) -> None:

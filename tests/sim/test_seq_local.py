@@ -139,6 +139,41 @@ def test_failed_flush_is_hidden_and_gives_the_component_up() -> None:
     assert b.answers == {flush: 0} and b.seq.sync() == set(range(16))
 
 
+def test_flush_that_the_worker_has_failed_gives_the_component_up_as_well() -> None:
+    """The disk need not say it twice: those that the sequencer asks for are done."""
+    b = whole()
+    b.whole_write(1)
+    b.local_flush_failed()
+    flush = b.flush()
+    own_flush(b)
+    assert b.answers == {} and b.raised == LOCAL_FAILED and b.seq.s.turn_detach == 1
+    b.detach()
+    own_flush(b)
+    assert b.answers == {flush: 0} and b.seq.sync() == set(range(16))
+    b.local_flush_failed()  # of a component that is not used any more
+    assert b.seq.s.turning == 0
+
+
+def test_flush_that_the_worker_has_failed_without_the_secondary() -> None:
+    """It was to store that this node writes alone. What waits for that may be lost, and nothing is copied to the
+    secondary when it is back: what this node has lost may be whole there."""
+    b = whole()
+    b.whole_write(1)
+    b.disconnect()
+    slot = b.write(1)
+    b.local_done(slot)
+    assert b.answers == {} and b.raised == NEED_DEGRADED
+    b.local_flush_failed()
+    b.grant()
+    assert b.answers == {slot: EIO}
+    b.connect()
+    b.settle_map()
+    b.seq.sync_start(False)
+    b.look()
+    assert 1 in b.seq.sync()
+    assert b.local == [] and b.remote == []
+
+
 def test_reads_of_what_a_failed_flush_may_have_lost_go_there_at_once() -> None:
     b = whole()
     b.whole_write(1)

@@ -57,8 +57,8 @@ MISTAKES = [
     in_seq("trust_a_lost_cache", "\tseq_distrust(a);\n\t/* A joining", "\t/* A joining"),
     in_seq(
         "trust_a_failed_flush",
-        "\t\tseq_raise(a, HAST_SEQ_REMOTE_FAILED);\n\t}\n\tseq_distrust(a);",
-        "\t\tseq_raise(a, HAST_SEQ_REMOTE_FAILED);\n\t}",
+        "\t\tseq_raise(a, HAST_SEQ_REMOTE_FAILED);\n\tseq_distrust(a);",
+        "\t\tseq_raise(a, HAST_SEQ_REMOTE_FAILED);",
     ),
     in_map(
         "join_before_the_map",

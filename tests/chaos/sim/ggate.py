@@ -45,6 +45,7 @@ DECISIONS = {
     "outdated": "hast_seq_outdated",
     "detach": "hast_seq_detach",
     "refused": "hast_seq_local_refused",
+    "flush_failed": "hast_seq_local_flush_failed",
     "current": "hast_seq_current",
     "give_up": "hast_seq_give_up",
 }
@@ -443,6 +444,8 @@ class Ggate(Part):
         if word == "grant" and what != self.s.sync_number:
             pass
         elif word in DECISIONS:
+            if word == "flush_failed":
+                self.all_failed()
             if word == "refuse_grant":
                 for op in self.ops.values():
                     op.failed = True

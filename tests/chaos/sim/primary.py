@@ -20,6 +20,7 @@ from tests.chaos.sim.parts import Conn, StoreFailed, WorkerFailed
 from tests.sim.harness import CONNECTED, LOCAL_FAILED, MAP_FAILED, NEED_DEGRADED, REMOTE_FAILED, SYNC_DONE
 
 if TYPE_CHECKING:
+    from hast.metadata import Metadata
     from tests.chaos.sim.secondary import Secondary
     from tests.chaos.sim.world import World
 
@@ -46,6 +47,7 @@ class Primary(Ggate):
         self.retry: int | None = None  # number of the question whose answer could not be stored
         self.patient = False  # hast.primary.Primary.patience
         self.app: list[Op] = []  # requests to be issued again
+        self.running = False  # it has stages
 
     # ---- start and end ----
 
@@ -56,7 +58,30 @@ class Primary(Ggate):
         self.store(meta)
         self.peering = Peering(virgin=virgin)
         self.start_stages()
+        self.running = True
         self.lonely()
+
+    def store(self, meta: Metadata) -> None:
+        """hast.primary.Primary._store(): it may be the flush that fails, and the cache is lost with it."""
+        try:
+            super().store(meta)
+        except StoreFailed:
+            if self.running and self.world.fails_flush[self.node] and self.world.fate.draw(2):
+                self.flush_failed()
+            raise
+
+    def flush_failed(self) -> None:
+        """hast.primary.Primary._flush_failed()."""
+        world = self.world
+        if self.ill or self.detached:
+            return
+        world.counts["flush of the worker failed"] += 1
+        self.all_failed()
+        self.ill = world.doubt[self.node] = True
+        self.gone.update(self.disk.flush_failed(self.disk.mark(), world.fate))
+        self.oracle.lost(self.node, self.gone, self.served())
+        world.soften()
+        self.orders.append(("flush_failed", None))
 
     def read_note(self) -> None:
         """hast.primary.Primary._read_note()."""

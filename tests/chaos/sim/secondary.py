@@ -15,10 +15,11 @@ from hast.control import Role
 from hast.errors import DataError
 from hast.notice import AHEAD, Notice, heed
 from hast.promotion import discarding
-from tests.chaos.sim.parts import Conn, Died, Part, Request, WorkerFailed
+from tests.chaos.sim.parts import Conn, Died, Part, Request, StoreFailed, WorkerFailed
 from tests.chaos.sim.shake import TOKEN, Shaken, shake
 
 if TYPE_CHECKING:
+    from hast.metadata import Metadata
     from tests.chaos.sim.primary import Primary
     from tests.chaos.sim.world import World
 
@@ -46,6 +47,20 @@ class Secondary(Part):
     def start(self) -> None:
         self.disk.settle()
         self.store(replace(self.meta, prevrole=Role.SECONDARY))
+
+    def store(self, meta: Metadata) -> None:
+        """hast.secondary.Secondary._store(): it may be the flush that fails, and the cache is lost with it."""
+        try:
+            super().store(meta)
+        except StoreFailed:
+            if self.world.fails_flush[self.node] and self.world.fate.draw(2):
+                self.flush_failed(self.disk.mark())
+            raise
+
+    def flush_failed(self, mark: int) -> None:
+        self.world.doubt[self.node] = True
+        self.oracle.lost(self.node, self.disk.flush_failed(mark, self.world.fate))
+        self.world.soften()
 
     @property
     def target(self) -> bool:
@@ -216,9 +231,7 @@ class Secondary(Part):
             request.data = disk.cur[request.first : request.first + request.count]
         elif cmd == FLUSH:
             if world.fails_flush[self.node] and fate.chance(6):
-                world.doubt[self.node] = True
-                self.oracle.lost(self.node, disk.flush_failed(request.mark, fate))
-                world.soften()
+                self.flush_failed(request.mark)
                 return EIO
             disk.flush(request.mark)
         else:
