@@ -261,8 +261,10 @@ class Pipeline:
         """Whether it does; one that nobody has told to end may have done so as well."""
         return stage in self.stages and not self.stages[stage].end.done()
 
-    async def stop(self, *stages: int, seconds: float = END_SECONDS) -> None:
-        """Have these stages finish what is under way, one after the other; who does not end in time is killed."""
+    async def stop(self, *stages: int, seconds: float = END_SECONDS) -> bool:
+        """Have these stages finish what is under way, one after the other; who does not end in time is killed. Whether
+        none had to be."""
+        in_time = True
         for number in stages:
             stage = self.stages.get(number)
             if stage is None:
@@ -275,8 +277,10 @@ class Pipeline:
                     self.send(number, {"cmd": "drop"})
             await asyncio.wait([stage.end], timeout=seconds)
             if not stage.end.done():
+                in_time = False
                 log.warning("%s: %s stage does not end, killing it", self.settings.resource, STAGE_NAMES[number])
         await self.kill(*stages)
+        return in_time
 
     async def kill(self, *stages: int) -> None:
         """End these stages at once. One in an uninterruptible wait is waited for: two must never run side by side."""

@@ -32,7 +32,7 @@ from hast.handshake import SecondaryAnswer, answer_second, refusal_message, refu
 from hast.messages import DISK_FAILED, MISMATCH_ADVICE, SPLIT_BRAIN_ADVICE, Handshake2Request, Refusal
 from hast.metadata import Metadata
 from hast.notice import AHEAD, Notice, heed
-from hast.pipeline import Pipeline, PipelineSettings, component_settings
+from hast.pipeline import END_SECONDS, Pipeline, PipelineSettings, component_settings
 from hast.promotion import discarding
 from hast.reload import Action, action, changed_settings
 from hast.sockio import watch, write_all
@@ -327,20 +327,29 @@ class Secondary:
             if self.pipeline is pipeline:
                 await self._drop(why)
 
-    async def _drop(self, why: str) -> None:
+    async def _drop(self, why: str, seconds: float | None = None) -> None:
         """End the connection's stages, after what they have received is on the component: if the disk stage lives. The
-        primary knows what it has no reply for."""
+        primary knows what it has no reply for. seconds: for that, in the place of `timeout`."""
         self._token = b""
-        pipeline, self.pipeline = self.pipeline, None
+        pipeline = self.pipeline
         if pipeline is None:
             return
         if pipeline.runs(DISK):
-            await pipeline.stop(RECV, DISK)
+            await self._finish(pipeline, max(END_SECONDS, self.resource.timeout) if seconds is None else seconds)
         await pipeline.close()
+        self.pipeline = None  # not before: shutdown() cancels whoever is in here, and begins it again
         if self.connected:
             self.connected = False
             log.warning("%s: connection from %s ended: %s", self.resource.name, self.peer, why)
             self._hook("disconnect")
+
+    async def _finish(self, pipeline: Pipeline, seconds: float) -> None:
+        """With memsync what is in memory here is acknowledged, and perhaps nowhere else any more: a disk that is slow,
+        and not slower than `timeout`, gets the time that it needs."""
+        if not await pipeline.stop(RECV, seconds=seconds):
+            log.error("%s: its disk is too slow: what was received last is not on it", self.resource.name)
+            boot.spoil(boot.note(self.rundir, self.resource.name))
+        await pipeline.stop(DISK)
 
     async def reload(self, resource: Resource) -> None:
         """Go on with other settings, none of which needs a new worker (hast/reload.py)."""
@@ -382,7 +391,8 @@ class Secondary:
         if self._tasks:
             await asyncio.wait(self._tasks)
         try:
-            await self._drop("the role changes")
+            # Other resources' devices wait until all workers have left: not for as long as `timeout` may be.
+            await self._drop("the role changes", END_SECONDS if leave or abandoned else None)
         except HastError as error:
             log.error("%s", error)
         finally:

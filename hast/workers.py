@@ -232,7 +232,9 @@ class Workforce:
             worker.channel.send({"cmd": "stop", "leave": leave})
         except HastError as error:  # it hangs, or is ending already
             log.debug("%s: %s cannot be asked to end: %s", worker.resource.name, worker.name, error)
-        await asyncio.wait({worker.ended}, timeout=STOP_SECONDS)
+        # It stores what it has received first, as long as its disk does not count as failed (hast/secondary.py).
+        more = worker.resource.timeout if worker.role == "secondary" and not leave else 0
+        await asyncio.wait({worker.ended}, timeout=STOP_SECONDS + more)
         if not worker.ended.done():
             log.warning("%s: %s does not end, sending SIGTERM", worker.resource.name, worker.name)
             self._kill(worker, signal.SIGTERM)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from hast import boot
 from tests import tools
 from tests.e2e.node import MIB, eventually
 from tests.e2e.pair import Pair
@@ -146,6 +147,56 @@ def test_flush_of_metadata_that_has_failed_is_not_made_good_by_the_next(make_pai
     eventually(lambda: dropped(pair), "the secondary is dropped")
     pair.wait_in_sync(pair.a)
     eventually(lambda: pair.differing() is None, "what it has lost is copied")
+
+
+def received_while_its_disk_is_slow(make_pair: MakePair, timeout: int, slow: Callable[[FaultDisk], None]) -> Pair:
+    """memsync: a write is acknowledged that waits on the secondary behind a flush, for a disk on which `slow` was put.
+    Then the primary dies."""
+    pair = make_pair({"disk": 16 * MIB}, conf=f"timeout {timeout}\nreplication memsync")
+    pair.create()
+    disk = FaultDisk.under(pair.b)
+    pair.start()
+    pair.roles(pair.a)
+    with RawClient(pair.a.socket()) as client:
+        work(client, b"old")
+        pair.wait_in_sync(pair.a)
+        start = int(pair.b.dump()["localoff"])
+        assert client.write(0, b"new".ljust(BLOCK, b".")) == 0
+        assert client.do(FLUSH).error == 0
+        begun = disk.stats().flushes
+        slow(disk)
+        client.start(FLUSH)
+        eventually(lambda: disk.stats().flushes > begun or disk.stats().waiting, "the flush has come to the disk")
+        disk.delay("flush", 0)  # the next ones
+        assert client.write(BLOCK, b"received".ljust(BLOCK, b".")) == 0
+        with disk.backing.open("rb") as file:  # reading the disk itself might wait for the flush
+            file.seek(start + BLOCK)
+            assert file.read(BLOCK) == bytes(BLOCK), "it is in memory"
+    pair.a.kill()
+    return pair
+
+
+@pytest.mark.slow
+def test_what_was_received_is_stored_before_another_role_is_taken(make_pair: MakePair) -> None:
+    """However slow the disk is, as long as that is less than `timeout`."""
+    pair = received_while_its_disk_is_slow(make_pair, 30, lambda disk: disk.delay("flush", 13000))
+    pair.b.set_role("primary")
+    with RawClient(pair.b.socket()) as client:
+        assert client.read(0, 2 * BLOCK) == b"new".ljust(BLOCK, b".") + b"received".ljust(BLOCK, b".")
+
+
+@pytest.mark.slow
+def test_what_was_received_and_could_not_be_stored_is_known_to_be_missing(make_pair: MakePair) -> None:
+    """The disk hangs. At the next contact this node counts as incomplete, until everything is copied that the primary
+    calls dirty."""
+    pair = received_while_its_disk_is_slow(make_pair, 5, lambda disk: disk.hang("flush"))
+    eventually(lambda: boot.lost(pair.b.rundir, pair.b.name()), "what was received is given up, and that is noted")
+    pair.b.disks[0].heal()
+    eventually(lambda: "connection from" in pair.b.said(), "the old connection has ended")
+    pair.a.start()
+    pair.a.set_role("primary")
+    pair.wait_in_sync(pair.a)
+    assert pair.differing() is None
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from hast.config import Resource
 from hast.errors import NoInputError
 
 ORPHAN_SECONDS = 0.7
+SLOW_SECONDS = 1.5
 
 
 def run(channel: Channel, resource: Resource, role: str, rundir: Path) -> int:
@@ -47,6 +48,8 @@ def run(channel: Channel, resource: Resource, role: str, rundir: Path) -> int:
     dirty = 42
     while True:
         received = channel.recv()
+        if what == "slow" and received is not None and received[0]["cmd"] == "stop":
+            time.sleep(SLOW_SECONDS)
         if received is None or received[0]["cmd"] == "stop":
             return os.EX_TEMPFAIL if what == "temporary" else os.EX_OK
         if received[0]["cmd"] == "start":

@@ -282,6 +282,22 @@ def test_worker_that_does_not_want_to_end(scene: Scene, monkeypatch: pytest.Monk
     scene.run(body)
 
 
+def test_secondary_that_stores_what_it_has_received_has_timeout_for_that(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not where devices of other resources wait for its end."""
+    monkeypatch.setattr(workers_module, "STOP_SECONDS", 0.2)
+    patient = replace(resource("slow"), timeout=60)
+
+    async def body() -> None:
+        for role, leave, code in (("secondary", False, os.EX_OK), ("secondary", True, None), ("primary", False, None)):
+            worker = scene.workforce.spawn(patient, role)
+            await worker.ready
+            assert (await scene.workforce.stop(worker, leave)).code == code, (role, leave)
+
+    scene.run(body)
+
+
 def test_worker_that_is_not_ready_in_time(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor_module, "READY_SECONDS", 0.0)
 
