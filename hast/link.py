@@ -353,10 +353,12 @@ class Link:
 
     def lose(self, why: str, *, unused: bool = False) -> None:
         """The connection is lost, or not to be trusted any more. unused: the sequencer has not begun to use it."""
-        if not self._up or self._lost.is_set():
+        if not self._up:
             return
-        if unused:
+        if unused:  # also where it has been lost meanwhile, for another reason
             self._unused()
+        if self._lost.is_set():
+            return
         log.warning("%s: connection to %s lost: %s", self.owner.resource.name, self.address, why)
         self._lost.set()
 
@@ -447,6 +449,7 @@ class Link:
 
     async def stop(self) -> None:
         """Give the connection up; the pipeline goes on without it."""
+        self._lost.set()  # should the local component fail now, the secondary cannot stand in for it
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])

@@ -1,0 +1,114 @@
+"""A primary's connection (hast/link.py): what is stored when its steps and the sequencer's events cross."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import Any
+
+from hast import peering
+from hast.config import Resource
+from hast.connect import Established
+from hast.control import Role
+from hast.decision import Outcome, decide
+from hast.errors import HastError
+from hast.ffi import _hast
+from hast.handshake import Agreement
+from hast.link import Link, Owner
+from hast.messages import SyncSource
+from hast.metadata import Metadata, Pair
+from hast.outage import Outage
+from tests.unit.scripted_secondary import resource
+
+lib = _hast.lib
+METADATA = Metadata("data", 67104256, 2 << 20, 64, 4608, resuid=7, pair=Pair(1, 1), prevrole=Role.PRIMARY)
+
+
+class Primary:
+    """What a link and an outage need of their primary. `told`: commands that the ggate stage was given."""
+
+    def __init__(self) -> None:
+        self.resource: Resource = resource("127.0.0.1:8457")
+        self.rundir = Path("/nonexistent")
+        self.component: Any = object()
+        self.metadata = METADATA
+        self.pipeline: Any = self
+        self.told: list[str] = []
+        self.failures: list[HastError] = []
+        self.link = Link(
+            Owner(
+                self.resource,
+                self.pipeline,
+                lambda: self.metadata,
+                self._store,
+                only_raised=lambda: True,
+                hook=lambda event: None,
+                fail=self.failures.append,
+                lonely=self._lonely,
+                keepmap=lambda: False,
+            ),
+            virgin=False,
+        )
+
+    def _store(self, metadata: Metadata) -> None:
+        self.metadata = metadata
+
+    def _lonely(self) -> None:
+        pass
+
+    def _remember(self) -> None:
+        pass
+
+    def send(self, stage: int, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
+        """The pipeline's."""
+        self.told.append(message["cmd"])
+
+    def connect(self, secondary: Pair, source: SyncSource) -> None:
+        """A handshake is done: the other node's counters, and who has the newer data."""
+        out, incoming = socket.socketpair()
+        agreement = Agreement(2, source, secondary, False, None, self.metadata)
+        address = "127.0.0.1", 8457
+        self.link._establish(Established(out, incoming, "secondary", agreement, ((socket.AF_INET, address), None)))
+        assert self.told == ["connect"]
+
+
+def test_connection_that_was_lost_before_it_turns_out_to_be_unused_makes_no_target() -> None:
+    """The map has failed for a write that was under way before the connection, and that write keeps the sequencer from
+    using a secondary that is newer. It is going to be acknowledged alone, which is a split-brain and no target."""
+
+    async def body() -> None:
+        primary = Primary()
+        primary.connect(Pair(2, 1), SyncSource.SECONDARY)
+        assert primary.metadata.syncing
+        primary.link.sequencer(lib.HAST_SEQ_MAP_FAILED, 0)
+        primary.link.lose("writes are under way here", unused=True)
+        assert primary.metadata == METADATA
+        alone = peering.wrote_alone(primary.link.peering, primary.metadata)
+        assert not alone.syncing
+        assert decide(7, Pair(2, 1), 7, alone.pair, False).outcome is Outcome.SPLIT_BRAIN
+        assert primary.failures == []
+
+    asyncio.run(body())
+
+
+def test_component_that_fails_while_the_connection_is_given_up_is_not_outdated() -> None:
+    """Other settings: the worker has told the sequencer that the secondary is gone, and hears from it what was true
+    before. What is acknowledged from now on is here alone, and must not be stored as old."""
+
+    async def body() -> None:
+        primary = Primary()
+        primary.connect(Pair(1, 1), SyncSource.PRIMARY)
+        primary.link.sequencer(lib.HAST_SEQ_CONNECTED, 0)
+        assert primary.link.connected
+        ending = asyncio.get_running_loop().create_task(primary.link.stop())
+        async with asyncio.timeout(20):
+            while primary.told[-1] != "disconnect":
+                await asyncio.sleep(0)
+        Outage(primary).failed(detach=False)
+        assert primary.told[-1] == "refused" and primary.metadata == METADATA
+        primary.link.parted()
+        await ending
+        assert primary.failures == []
+
+    asyncio.run(body())
