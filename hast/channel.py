@@ -155,12 +155,18 @@ class Channel:
         if not poll.poll(None if left is None else left * 1000):
             raise TimeoutError(f"{self.name}: no message in time")
 
+    def _packet(self) -> Any:
+        asked = MAX_MESSAGE, socket.CMSG_SPACE(MAX_FDS * _FD.size), socket.MSG_CMSG_CLOEXEC
+        try:
+            return self._sock.recvmsg(*asked)
+        except ConnectionResetError:
+            # The other side has gone without reading all that it was sent. That is told once, and before its last words.
+            return self._sock.recvmsg(*asked)
+
     def _receive(self) -> Received | None:
         """What is there now. Raises BlockingIOError when nothing is, else as recv() does."""
         try:
-            data, ancillary, flags, _ = self._sock.recvmsg(
-                MAX_MESSAGE, socket.CMSG_SPACE(MAX_FDS * _FD.size), socket.MSG_CMSG_CLOEXEC
-            )
+            data, ancillary, flags, _ = self._packet()
         except BlockingIOError:
             raise
         except OSError as error:

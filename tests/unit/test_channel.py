@@ -110,6 +110,16 @@ def test_end_of_file_comes_after_the_last_message(pair: Pair) -> None:
     assert pair[1].recv(1) is None
 
 
+def test_last_words_of_one_who_has_not_read_everything(pair: Pair) -> None:
+    """The kernel tells of a reset connection first. What a worker that cannot serve says must not be lost by that."""
+    one, other = pair
+    one.send({"never": "read"})
+    other.send({"last": "words"})
+    other.close()
+    assert one.recv(timeout=0) == ({"last": "words"}, [])
+    assert one.recv(timeout=0) is None
+
+
 def test_sending_to_one_who_is_gone(pair: Pair) -> None:
     pair[1].close()
     with pytest.raises(ChannelClosedError, match="gone"):
