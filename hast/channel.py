@@ -160,7 +160,7 @@ class Channel:
         try:
             return self._sock.recvmsg(*asked)
         except ConnectionResetError:
-            # The other side has gone without reading all that it was sent. That is told once, and before its last words.
+            # The other side went without reading all that it was sent. That is told once, and before its last words.
             return self._sock.recvmsg(*asked)
 
     def _receive(self) -> Received | None:
