@@ -97,12 +97,18 @@ class Pair:
         self.wait_connected(primary, resource)
 
     def up(self, primary: PairNode | None = None) -> None:
-        """All of it: components made, both started, roles taken for each resource, in sync."""
+        """All of it: components made, both started, roles taken for each resource, in sync, and both have stored it: a
+        primary that is stopped before counts as one that has something of its own."""
         self.create()
         self.start()
+        first = primary or self.a
         for name in self.a.resources:
-            self.roles(primary or self.a, name)
-            self.wait_in_sync(primary or self.a, name)
+            self.roles(first, name)
+            self.wait_in_sync(first, name)
+            eventually(lambda name=name: self._in_step(first, name), f"{name}: the counters are in step")
+
+    def _in_step(self, primary: PairNode, resource: str) -> bool:
+        return bool(primary.dump(resource)["localcnt"] == self.other(primary).dump(resource)["remotecnt"])
 
     def swap(self, primary: PairNode, resource: str = "disk") -> PairNode:
         """Both nodes are well: change their roles in good order. The new primary."""
