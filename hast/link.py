@@ -74,7 +74,7 @@ class Owner:
     only_raised: Callable[[], bool]
     hook: Callable[..., None]
     fail: Callable[[HastError], None]
-    lonely: Callable[[float], None]
+    lonely: Callable[[bool], None]
     keepmap: Callable[[], bool]
 
 
@@ -103,6 +103,7 @@ class Link:
         self._keeper: asyncio.Task[None] | None = None
         self._session: Session | None = None
         self._unstored: asyncio.TimerHandle | None = None  # "in sync" is to be stored
+        self._failing = False  # the last connection was lost by what the secondary did, or did not do
         self._teller: asyncio.Task[None] | None = None  # says that the synchronisation is complete
 
     # ---- making it ----
@@ -241,6 +242,7 @@ class Link:
                 "conn": self._settings(),
             }
             self._lost.clear()
+            self._failing = False
             with _memory(resource.name, agreement.map or b"") as map_fd:
                 fds = (map_fd, made.incoming.fileno(), made.out.fileno())
                 self.owner.pipeline.send(GGATE, message, fds)
@@ -287,7 +289,8 @@ class Link:
         if bits & lib.HAST_SEQ_SYNC_DONE:
             self._in_sync()
         if bits & (lib.HAST_SEQ_REMOTE_FAILED | lib.HAST_SEQ_MAP_FAILED):
-            self.lose("the secondary could not do a request" if bits & lib.HAST_SEQ_REMOTE_FAILED else "map failed")
+            failing = bool(bits & lib.HAST_SEQ_REMOTE_FAILED)
+            self.lose("the secondary could not do a request" if failing else "map failed", failing=failing)
 
     def _in_sync(self) -> None:
         """Both nodes have the same data, durable: store it. Where the disk does not take it now, the counters go on
@@ -351,8 +354,9 @@ class Link:
         for hook in hooks:
             self.owner.hook(hook)
 
-    def lose(self, why: str, *, unused: bool = False) -> None:
-        """The connection is lost, or not to be trusted any more. unused: the sequencer has not begun to use it."""
+    def lose(self, why: str, *, unused: bool = False, failing: bool = False) -> None:
+        """The connection is lost, or not to be trusted any more. unused: the sequencer has not begun to use it.
+        failing: the secondary was there, and did not do what it was asked."""
         if not self._up:
             return
         if unused:  # also where it has been lost meanwhile, for another reason
@@ -360,6 +364,7 @@ class Link:
         if self._lost.is_set():
             return
         log.warning("%s: connection to %s lost: %s", self.owner.resource.name, self.address, why)
+        self._failing = failing
         self._lost.set()
 
     def _unused(self) -> None:
@@ -399,7 +404,7 @@ class Link:
             self._teller = None
         self.peering, hooks = peering.lost(self.peering, lasted)
         self._run(hooks)
-        self.owner.lonely(lasted)
+        self.owner.lonely(self._failing)
 
     # ---- what the secondary is told beside the connection ----
 

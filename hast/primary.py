@@ -45,7 +45,6 @@ SYNC_SLOTS = 32
 SLAB_SIZE = 128 * 1024  # bytes: what a peer of version 2 takes in one request
 LOCK_SECONDS = 2.0  # for the kernel to let go of the component of a worker that was killed
 LEAVE_SECONDS = 1.0  # for stages to finish what is under way when another worker goes on with the device
-LASTING = 1.5  # times `timeout`: a connection of that length has answered requests, or had none
 GRANT_SECONDS = 0.5  # between attempts to store that this node writes alone
 SETTLE_SECONDS = 3.0  # for what was written before a connection to be copied to the secondary, which lacks it
 RESTARTS = 8  # of the pipeline, within
@@ -286,7 +285,7 @@ class Primary:
         if message.get("event") == "seq":
             self._sequencer_event(message)
         elif message.get("event") == "lost" and self.link is not None:
-            self.link.lose(str(message.get("why", "")))
+            self.link.lose(str(message.get("why", "")), failing=message.get("errno") == errno.ETIMEDOUT)
         elif message.get("event") == "unjoined" and self.link is not None:
             self.link.lose(str(message.get("why", "")), unused=True)
         elif message.get("event") == "disconnected" and self.link is not None:
@@ -324,16 +323,16 @@ class Primary:
         except Exception as error:
             self._unexpected(error)
 
-    def _lonely(self, lasted: float = 0.0) -> None:
+    def _lonely(self, failing: bool = False) -> None:
         """There is no secondary now: what an out-of-date component cannot do without it waits, but not for ever; what
-        waited for the secondary to have it is done without. lasted: the connection that is gone, in seconds. A short
-        one counts for nothing: the secondary may take connections, and answer no request, again and again."""
+        waited for the secondary to have it is done without. failing: it was there, and did not do what it was asked.
+        Such a connection is no reason to begin the waiting anew: there may be one after the other."""
         if self.owed is not None:
             number, until = self.owed
             self._end_retry()
             self._go_degraded(number, until)
         assert self.metadata is not None
-        if self.patience is not None and (not self.metadata.syncing or lasted > LASTING * self.resource.timeout):
+        if self.patience is not None and not (self.metadata.syncing and failing):
             self.patience.cancel()
             self.patience, self.impatient = None, False
         if self.metadata.syncing and self.patience is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import pytest
@@ -376,6 +377,28 @@ def test_out_of_date_and_with_a_secondary_that_fails_whatever_it_is_asked(make_p
     other.heal()
     with RawClient(pair.a.socket()) as raw:
         eventually(lambda: raw.write(EXTENT, NEW) == 0, "it is well again")
+
+
+@pytest.mark.slow
+def test_out_of_date_and_with_a_link_that_comes_and_goes(make_relayed: Callable[..., tuple[Pair, Relay]]) -> None:
+    """For longer than clients would wait for a secondary that is gone: it does what it is asked each time. (The timeout
+    is longer than the pauses between connections.)"""
+    relays: list[Relay] = []
+
+    def make(*arguments: object, **keywords: object) -> Pair:
+        pair, relay = make_relayed(*arguments, **keywords)
+        relays.append(relay)
+        return pair
+
+    pair, disk, _ = prepare(make, "detach", timeout=8)
+    disk.fail("write", errno.EIO)
+    with RawClient(pair.a.socket()) as raw:
+        write(raw, NEW, 1)
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            relays[0].cut()
+            write(raw, NEWER, 2)
+    assert pair.a.said().count(" lost: ") > 2
 
 
 def test_out_of_date_and_alone_waits_for_the_secondary_and_then_says_so(

@@ -54,7 +54,7 @@ class Primary:
     def _store(self, metadata: Metadata) -> None:
         self.metadata = metadata
 
-    def _lonely(self, lasted: float) -> None:
+    def _lonely(self, failing: bool) -> None:
         pass
 
     def _remember(self) -> None:
