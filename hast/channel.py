@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from hast.errors import ProtocolError, SystemCallError, TemporaryError, UnavailableError
+from hast.errors import ProtocolError, TemporaryError, UnavailableError, refusal
 
 MAX_MESSAGE = 64 * 1024  # bytes of JSON
 MAX_FDS = 16  # descriptors attached to one message
@@ -63,11 +63,11 @@ class Channel:
 
     @classmethod
     def pair(cls, name: str = "control channel") -> tuple[Channel, Channel]:
-        """Two connected ends, both close-on-exec. Raises SystemCallError."""
+        """Two connected ends, both close-on-exec. Raises TemporaryError, SystemCallError."""
         try:
             ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
-            raise SystemCallError(f"{name}: cannot make a socket pair: {error.strerror}") from error
+            raise refusal(f"{name}: cannot make a socket pair: {error.strerror}", error.errno) from error
         for end in ends:
             for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
                 # The system may give less; the default still holds one message of MAX_MESSAGE bytes.
@@ -99,7 +99,7 @@ class Channel:
         """Send one message, and copies of the descriptors `fds`; never waits.
 
         Raises ChannelClosedError when the other end is gone, ChannelFullError when it does not read,
-        ProtocolError when the message is too large, SystemCallError for the rest.
+        ProtocolError when the message is too large, TemporaryError or SystemCallError for the rest.
         """
         data = json.dumps(message, separators=(",", ":")).encode()
         if len(data) > MAX_MESSAGE or len(fds) > MAX_FDS:
@@ -118,7 +118,7 @@ class Channel:
         except OSError as error:
             if error.errno in _GONE:
                 raise ChannelClosedError(f"{self.name}: the other process is gone") from None
-            raise SystemCallError(f"{self.name}: cannot send: {error.strerror}") from error
+            raise refusal(f"{self.name}: cannot send: {error.strerror}", error.errno) from error
 
     def recv(self, timeout: float | None = None) -> Received | None:
         """The next message and its descriptors, which the caller closes; None at end of file.
@@ -172,7 +172,7 @@ class Channel:
         except OSError as error:
             if error.errno in _GONE:
                 return None
-            raise SystemCallError(f"{self.name}: cannot receive: {error.strerror}") from error
+            raise refusal(f"{self.name}: cannot receive: {error.strerror}", error.errno) from error
         fds = _descriptors(ancillary)
         try:
             if not data and not fds:

@@ -6,7 +6,16 @@ what to do; and it knows the sysexits(3) code that a command ends with when it m
 
 from __future__ import annotations
 
+import errno
 import os
+
+# What a system may be out of now, and have again in a moment.
+SHORTAGES = frozenset(
+    {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOSPC, errno.EDQUOT, errno.EINTR}
+)
+
+# Exit codes of a worker that cannot do what it could do a moment ago: its disk, files or system may be well again.
+MAY_PASS = frozenset({os.EX_OSERR, os.EX_IOERR, os.EX_NOINPUT, os.EX_NOPERM})
 
 
 class HastError(Exception):
@@ -79,3 +88,9 @@ class PermissionDeniedError(HastError):
     """The caller may not do this."""
 
     exit_code = os.EX_NOPERM
+
+
+def refusal(text: str, number: int | None) -> HastError:
+    """The error for a system call that should work and has failed with errno `number`: TemporaryError where the system
+    is out of something, SystemCallError otherwise."""
+    return (TemporaryError if number in SHORTAGES else SystemCallError)(text)

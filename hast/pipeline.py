@@ -142,7 +142,7 @@ class Pipeline:
                 await asyncio.gather(*(self.stages[stage].up for stage in stages))
         except TimeoutError:
             await self.kill(*stages)
-            raise SystemCallError(
+            raise TemporaryError(
                 f"{self.settings.resource}: its stages did not start within {UP_SECONDS:g} s"
             ) from None
         except BaseException:
@@ -156,7 +156,7 @@ class Pipeline:
         ours, theirs = Channel.pair(f"{settings.resource}: {STAGE_NAMES[stage]} stage")
         disk, witness = settings.disk if stage in (DISK, decides) else None, -1
         if stage == DISK and settings.disk.engine == "uring":
-            witness, held = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            witness, held = _pipe(settings.resource)
             disk = replace(settings.disk, witness=held)
         context = StageContext(
             resource=settings.resource,
@@ -236,8 +236,9 @@ class Pipeline:
             stage.witness = -1
         stage.end.set_result(how)
         if not stage.up.done():
-            # Who was killed may live the next time; what a stage cannot do it will not be able to do then either.
-            kind = TemporaryError if stage.child.killed else SystemCallError
+            # Who was killed may live the next time, and what the system is out of there may be again; what a stage
+            # cannot do for another reason it will not be able to do then either.
+            kind = TemporaryError if stage.child.may_live else SystemCallError
             name = STAGE_NAMES[number]
             stage.up.set_exception(kind(f"{self.settings.resource}: its {name} stage {how} while starting"))
             stage.up.exception()  # start() may not wait for it any more
@@ -308,3 +309,11 @@ class Pipeline:
             self.settings = replace(self.settings, disk=disk)
             self.arena.close()
             self.arena = None
+
+
+def _pipe(resource: str) -> tuple[int, int]:
+    """Both ends of a pipe. Raises TemporaryError."""
+    try:
+        return os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise TemporaryError(f"{resource}: cannot make a pipe for its disk stage: {error.strerror}") from error

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from hast.complaints import Complaints
 from hast.device.nbd import NbdExport, NbdLimits, NbdNegotiation, State
-from hast.errors import ProtocolError, SystemCallError, TemporaryError
+from hast.errors import ProtocolError, SystemCallError, TemporaryError, refusal
 
 # Flags of a client that goes to the ggate stage; the same numbers as in hast/ffi/nbd.h.
 CLIENT_STRUCTURED = 1
@@ -221,7 +221,7 @@ def bind_unix(path: Path) -> socket.socket:
             "with the name it is made under; choose a shorter rundir"
         )
     check_replaceable(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = _unix_socket(path)
     try:
         temporary.unlink(missing_ok=True)
         listener.bind(os.fspath(temporary))
@@ -233,8 +233,15 @@ def bind_unix(path: Path) -> socket.socket:
         listener.close()
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise SystemCallError(f"cannot make NBD socket {path}: {error.strerror}") from error
+        raise refusal(f"cannot make NBD socket {path}: {error.strerror}", error.errno) from error
     return listener
+
+
+def _unix_socket(path: Path) -> socket.socket:
+    try:
+        return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise refusal(f"cannot make NBD socket {path}: {error.strerror}", error.errno) from error
 
 
 def check_replaceable(path: Path) -> None:
@@ -247,7 +254,7 @@ def check_replaceable(path: Path) -> None:
         raise SystemCallError(f"cannot make NBD socket {path}: {error.strerror}") from error
     if not stat.S_ISSOCK(mode):
         raise SystemCallError(f"cannot make NBD socket {path}: there is a file that is no socket; remove it")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with _unix_socket(path) as probe:
         probe.setblocking(False)
         try:
             probe.connect(os.fspath(path))

@@ -1,10 +1,11 @@
 """The arena of a resource: the memory that its stages share (hast/ffi/arena.h says what stands where).
 
 Invariants:
-- The object under /dev/shm is unlinked before it is sized: stages inherit the mapping by fork, anybody else gets
-  the descriptor, so no crash of anybody leaves a name behind (but for the two system calls between).
-- All but the slabs is backed by memory before it is used: /dev/shm being full is an error here, and not a SIGBUS
-  later. Slabs take memory when they are first used, the logs of traces when tracing begins.
+- It has no name (memfd_create): stages inherit the mapping by fork, anybody else gets the descriptor, so no crash of
+  anybody leaves something behind. And it is in no mounted file system: a full or small /dev/shm, as containers have it,
+  would be found by the first use of a slab, as SIGBUS or as a disk that "fails" with EFAULT.
+- All but the slabs is backed by memory before it is used: where there is none, that is an error here. Slabs take memory
+  when they are first used, the logs of traces when tracing begins.
 - Layout is the C side's: no offset is computed here, and memory that somebody else made is used only after
   hast_arena_check() has found in it exactly the layout that its geometry has in this build.
 - Memoryviews keep the mapping alive; pointers (c, seq, bio(), bell(), ring(), ...) are good until close() only.
@@ -15,19 +16,16 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import secrets
 import stat
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import posix_ipc
-
-from hast.errors import DataError, SystemCallError
+from hast.errors import DataError, SystemCallError, refusal
 from hast.ffi import _hast
 
 ffi, lib = _hast.ffi, _hast.lib
 
-SHM = "/dev/shm"
+NAME = "hast."  # how the kernel calls it in /proc, before the resource's name
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class Arena:
     def create(cls, geometry: Geometry, resource: str) -> Arena:
         """A new arena, zeroed but for its header. resource: for messages only.
 
-        Raises DataError when the geometry is not possible, SystemCallError when there is not enough memory.
+        Raises DataError when the geometry is not possible, TemporaryError when there is not enough memory.
         """
         size = geometry.arena_size()
         if size == 0:
@@ -84,15 +82,17 @@ class Arena:
             )
         fd = -1
         try:
-            fd = _new_object()
+            fd = os.memfd_create(f"{NAME}{resource}", os.MFD_CLOEXEC)
+            os.fchmod(fd, 0o600)
             os.ftruncate(fd, size)
             slabs = (geometry.nclient + geometry.nsync + 2) * geometry.slab_size
             os.posix_fallocate(fd, 0, size - slabs - int(lib.hast_trace_size()))
             memory = mmap.mmap(fd, size)
-        except (OSError, MemoryError, OverflowError, posix_ipc.Error) as error:
+        except (OSError, MemoryError, OverflowError) as error:
             if fd >= 0:
                 os.close(fd)
-            raise SystemCallError(_no_memory(resource, size, error)) from error
+            number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+            raise refusal(_no_memory(resource, size, error), number) from error
         arena = cls(fd, memory)
         if lib.hast_arena_init(arena.c, geometry.to_c()) != 0:
             arena.close()
@@ -234,25 +234,6 @@ def _index(value: int, end: int, what: str) -> int:
     return value
 
 
-def _new_object() -> int:
-    """The descriptor of a new, empty, nameless shared-memory object that only this user may open."""
-    name = f"/hast.{os.getpid()}.{secrets.token_hex(8)}"
-    shared = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
-    try:
-        shared.unlink()
-    except BaseException:
-        shared.close_fd()
-        raise
-    return int(shared.fd)
-
-
 def _no_memory(resource: str, size: int, error: Exception) -> str:
     """One line on an arena that could not be had."""
-    start = f"resource {resource}: cannot get {size} bytes of shared memory: {error or type(error).__name__}"
-    if getattr(error, "errno", None) not in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
-        return start
-    try:
-        room = os.statvfs(SHM)
-    except OSError:
-        return start
-    return f"{start}; {SHM} has {room.f_bavail * room.f_frsize} bytes free: enlarge it or use a larger extentsize"
+    return f"{resource}: cannot get {size} bytes of shared memory: {error or type(error).__name__}"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from hast.errors import SystemCallError
 from hast.ffi import _hast
-from hast.shm.arena import SHM, Arena
+from hast.shm.arena import NAME, Arena
 
 lib = _hast.lib
 
@@ -76,7 +76,7 @@ def attach(pid: int) -> Arena:
     Raises SystemCallError when there is none or it must not be opened, DataError when it is another version's."""
     try:
         for link in Path(f"/proc/{pid}/fd").iterdir():
-            if not str(link.readlink()).startswith(f"{SHM}/hast."):
+            if not str(link.readlink()).startswith(f"/memfd:{NAME}"):
                 continue
             fd = os.open(link, os.O_RDWR | os.O_CLOEXEC)
             try:

@@ -16,7 +16,7 @@ import os
 from errno import EINTR, ENOMEM, ENOSYS, EPERM
 from typing import Any
 
-from hast.errors import ProtocolError, SystemCallError
+from hast.errors import ProtocolError, refusal
 from hast.ffi import _hast
 from hast.stages import protect
 from hast.stages.context import DISK, GGATE, RECV, DiskSettings, StageContext
@@ -30,7 +30,8 @@ NO_URING = (ENOSYS, EPERM, ENOMEM)  # not in this kernel, not allowed, not enoug
 
 
 def run(context: StageContext) -> int:
-    """Serve until told to stop or until it cannot go on; the exit code. Raises SystemCallError, ProtocolError."""
+    """Serve until told to stop or until it cannot go on; the exit code. Raises TemporaryError, SystemCallError,
+    ProtocolError."""
     if context.serves_device:
         protect.protect(context.resource)
     pump, engine = _set_up(context)
@@ -82,7 +83,7 @@ def _new(context: StageContext, settings: DiskSettings, engine: str) -> Any:
 
 def _checked(context: StageContext, pump: Any) -> Any:
     if pump == ffi.NULL:
-        raise SystemCallError(f"{context.resource}: cannot set up the disk stage: {os.strerror(ffi.errno)}")
+        raise refusal(f"{context.resource}: cannot set up the disk stage: {os.strerror(ffi.errno)}", ffi.errno)
     return pump
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from hast.channel import DescriptorsLostError
 from hast.complaints import Complaints
-from hast.errors import ProtocolError, SystemCallError
+from hast.errors import ProtocolError, refusal
 from hast.ffi import _hast
 from hast.stages import awake, protect
 from hast.stages.connection import options, tell_lost
@@ -60,7 +60,7 @@ class Ggate:
             context.arena.c, bells[GGATE], context.control.fileno(), bells.get(DISK, -1)
         )
         if self.pump == ffi.NULL:
-            raise SystemCallError(f"{context.resource}: cannot set up the ggate stage: {os.strerror(ffi.errno)}")
+            raise refusal(f"{context.resource}: cannot set up the ggate stage: {os.strerror(ffi.errno)}", ffi.errno)
         self.seq = lib.hast_arena_seq(context.arena.c)
         if context.disk is not None and not context.disk.direct:
             lib.hast_ggate_direct(self.pump, context.disk.fd)
@@ -88,7 +88,7 @@ class Ggate:
                 self.context.control.send({"event": "device", "errno": errno.EOPNOTSUPP})
                 self.unserved = True
             elif error != 0:
-                raise SystemCallError(f"{self.context.resource}: cannot serve the FUSE device: {os.strerror(-error)}")
+                raise refusal(f"{self.context.resource}: cannot serve the FUSE device: {os.strerror(-error)}", -error)
         elif command == "grant" and message["number"] != self.seq.sync_number:
             pass  # a synchronisation has made the counters equal since it was asked for; who still waits asks again
         elif command in DECISIONS:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from setproctitle import setproctitle
 
 from hast.channel import Channel
-from hast.errors import HastError, SystemCallError
+from hast.errors import HastError, refusal
 from hast.stages.context import StageContext
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,11 @@ class Child:
         """Whether a signal has ended it; once it was collected."""
         return self.status is not None and os.WIFSIGNALED(self.status)
 
+    @property
+    def may_live(self) -> bool:
+        """Whether another one may do what this one could not; once it was collected."""
+        return self.killed or (self.status is not None and os.WEXITSTATUS(self.status) == os.EX_TEMPFAIL)
+
     def kill(self) -> None:
         """SIGKILL, if it is still there."""
         if self.status is None:
@@ -71,13 +76,13 @@ def ended(status: int) -> str:
 def fork(title: str, keep: set[int], body: Callable[[], int], channel: Channel | None = None) -> Child:
     """Fork a child that is titled `title`, keeps only the descriptors `keep`, and exits with body()'s result.
 
-    Raises SystemCallError when the system has no process or descriptor left.
+    Raises TemporaryError when the system has no process or descriptor left, SystemCallError.
     """
     parent = os.getpid()
     try:
         pid = os.fork()
     except OSError as error:
-        raise SystemCallError(f"cannot start {title}: {error.strerror}") from error
+        raise refusal(f"cannot start {title}: {error.strerror}", error.errno) from error
     if pid == 0:
         _child(title, keep, body, parent)
     try:
@@ -85,7 +90,7 @@ def fork(title: str, keep: set[int], body: Callable[[], int], channel: Channel |
     except OSError as error:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        raise SystemCallError(f"cannot watch {title}: {error.strerror}") from error
+        raise refusal(f"cannot watch {title}: {error.strerror}", error.errno) from error
 
 
 def start_stage(context: StageContext, entry: Entry, channel: Channel) -> Child:

@@ -14,7 +14,7 @@ import logging
 import os
 from typing import Any
 
-from hast.errors import ProtocolError, SystemCallError
+from hast.errors import ProtocolError, refusal
 from hast.ffi import _hast
 from hast.stages import awake
 from hast.stages.connection import options, tell_lost
@@ -25,13 +25,14 @@ log = logging.getLogger(__name__)
 
 
 def run(context: StageContext) -> int:
-    """Serve until told to stop or until it cannot go on; the exit code. Raises SystemCallError, ProtocolError."""
+    """Serve until told to stop or until it cannot go on; the exit code. Raises TemporaryError, SystemCallError,
+    ProtocolError."""
     name = STAGE_NAMES[context.stage]
     if context.conn is None:
         raise ProtocolError(f"{context.resource}: the {name} stage was started without a connection")
     link = lib.hast_link_new(context.arena.c, options(context, context.conn))
     if link == ffi.NULL:
-        raise SystemCallError(f"{context.resource}: cannot set up the {name} stage: {os.strerror(ffi.errno)}")
+        raise refusal(f"{context.resource}: cannot set up the {name} stage: {os.strerror(ffi.errno)}", ffi.errno)
     keeper = awake.Keeper(context.resource, lambda fd, limit: lib.hast_link_awake(link, fd, limit))
     try:
         if context.disk is not None and not context.disk.direct:
