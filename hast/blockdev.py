@@ -103,8 +103,9 @@ class BlockDevice:
             if received is not None:
                 child.reap()
                 raise SystemCallError(str(received[0]["error"]))
-        if how := child.reap():
-            log.debug("%s: %s of the block device %s", name, what, how)
+        how = child.reap()
+        if child.status != 0:
+            raise TemporaryError(f"{name}: {what} of its block device {how}")
 
 
 def _report(channel: Channel, body: Callable[[], None]) -> int:

@@ -16,6 +16,7 @@ from typing import Literal, NoReturn
 from hast.address import DEFAULT_PORT, TCP_FORM, UNIX_FORM, Address, AddressError, parse_address
 from hast.conflex import Token, fail, suggest, tokenize
 
+OWN_NAMES = ("keeper", "events")  # of hastd's sockets in the run directory, where a resource's has its name
 MAX_NAME = 63  # characters of a resource's or provider's name: it names files and devices
 MAX_PATH = 1023  # bytes; PATH_MAX of FreeBSD without its NUL
 MAX_TIMEOUT = 2_147_483  # seconds; in milliseconds it still fits in an int
@@ -267,6 +268,8 @@ def _resource_section(source: Input, parent: Section) -> None:
     check_name(source.path, name)
     if name.text == "all":
         fail(source.path, name, "a name other than 'all'", "for hastctl 'all' means every resource")
+    if name.text in OWN_NAMES:
+        fail(source.path, name, f"a name other than '{name.text}'", "hastd has a socket of that name itself")
     for other in parent.sections:
         if other.place == "resource" and other.name.text == name.text:
             fail(

@@ -24,6 +24,7 @@ CONTROL = Path("/dev/loop-control")
 LOOP_CLR_FD, LOOP_CTL_GET_FREE, LOOP_CONFIGURE = 0x4C01, 0x4C82, 0x4C0A
 LO_FLAGS_DIRECT_IO = 16
 SECTOR = 512  # bytes; the logical block size, as of the data on FreeBSD
+DISCARD_MAX = 64 << 20  # bytes in one discard
 TRIES = 200  # to get a number that nobody else takes meanwhile
 BUSY = (errno.EBUSY, errno.ENXIO, errno.ENOENT)  # taken, just being removed, just removed
 
@@ -41,6 +42,7 @@ def attach(path: Path) -> int:
             for _ in range(TRIES):
                 number = fcntl.ioctl(control, LOOP_CTL_GET_FREE)
                 if _configure(number, backing, path):
+                    _limit_discard(number)
                     return number
                 time.sleep(0.005)  # somebody else took it
     except OSError as error:
@@ -62,6 +64,13 @@ def _configure(number: int, backing: int, path: Path) -> bool:
             return False
         raise
     return True
+
+
+def _limit_discard(number: int) -> None:
+    """A discard locks the whole file until it is done, for writes and flushes as well; and where the other node cannot
+    punch holes it is as long as writing zeros. The kernel would put 4 GiB into one."""
+    with contextlib.suppress(OSError):  # sysfs may be read-only, in a container
+        Path(f"/sys/block/loop{number}/queue/discard_max_bytes").write_text(str(DISCARD_MAX))
 
 
 def _node(number: int) -> Path:

@@ -54,8 +54,8 @@ answer(struct hast_ggate *g, struct fuse_port *p, struct iovec *iov, int n)
 	do
 		done = writev(p->port.fd, iov, n);
 	while (done == -1 && errno == EINTR);
-	/* ENOENT: whoever asked does not wait any more. Everything else leaves somebody without an answer, so the
-	   channel goes to a new process, which has the request sent again. */
+	/* ENOENT: whoever asked does not wait any more. Everything else leaves somebody without an answer: the device
+	   is given up, so that he gets an error. */
 	if (done == -1 && errno != ENOENT)
 		hast_port_kill(g, &p->port, errno);
 }

@@ -259,6 +259,16 @@ RESOURCES = [
         "1:10",
         "found 'all', expected a name other than 'all' (for hastctl 'all' means every resource)",
     ),
+    (
+        "resource keeper {",
+        "1:10",
+        "found 'keeper', expected a name other than 'keeper' (hastd has a socket of that name itself)",
+    ),
+    (
+        "resource events {",
+        "1:10",
+        "found 'events', expected a name other than 'events' (hastd has a socket of that name itself)",
+    ),
     (f"resource {LONG} {{", "1:10", f"found '{LONG}', expected a name of at most 63 characters (it has 64)"),
     (
         f"resource a {{ name {LONG}",
