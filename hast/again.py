@@ -2,7 +2,8 @@
 
 Invariants:
 - Before anything ends, the new code has been run once and has understood the configuration (`hastd -t`).
-- Signals that come between the old code and the new do not end the process: they are ignored.
+- Signals that come between the old code and the new are blocked until the new one can take them: it ends then, or reads
+  its configuration again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import sys
 
 from hast.errors import SystemCallError, TemporaryError
@@ -48,8 +48,6 @@ async def check() -> None:
 
 def execute() -> None:
     """Become the new hastd. Returns never, or raises SystemCallError."""
-    for number in (signal.SIGHUP, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         os.chdir(DIRECTORY)
     try:

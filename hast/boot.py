@@ -1,6 +1,6 @@
 """Whether a resource may have lost what was only in its disk's cache since it was last known to have all that it had
 acknowledged: the machine has started anew, or a flush has failed. And, in a file of its own, whether its component is
-out of date, where the disk does not even take that.
+out of date, where the disk does not even take that; and in a third what its metadata are, once it is given up.
 
 What a secondary has acknowledged and not flushed is lost with its power. Its primary still has it, and its map says
 where; until that is copied the secondary must not count as complete, though the counters of both say "in sync".
@@ -17,6 +17,9 @@ import contextlib
 import logging
 import os
 from pathlib import Path
+
+from hast.errors import DataError
+from hast.metadata import Metadata, unpack
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,12 @@ def outdated_note(rundir: Path, name: str) -> Path:
     return rundir / f"{name}.outdated"
 
 
+def detached_note(rundir: Path, name: str) -> Path:
+    """The file that holds the metadata block of a component that its primary has given up: all is done by the other
+    node, and the next worker can go on with that, whatever the disk does by then."""
+    return rundir / f"{name}.detached"
+
+
 def anew(rundir: Path, name: str) -> bool:
     """Whether the cache may have been lost since remember(), or the whole component is out of date."""
     if outdated_note(rundir, name).exists():
@@ -48,10 +57,8 @@ def anew(rundir: Path, name: str) -> bool:
 def remember(rundir: Path, name: str) -> None:
     """From now on its metadata tell by themselves what it lacks."""
     path = note(rundir, name)
-    fresh = path.with_suffix(f".{os.getpid()}")
     try:
-        fresh.write_text(BOOT_ID.read_text())
-        fresh.replace(path)
+        _replace(path, BOOT_ID.read_bytes())
     except OSError as error:
         log.debug("%s: cannot write %s: %s", name, path, error.strerror)
     forget(outdated_note(rundir, name))
@@ -94,3 +101,28 @@ def outdated(rundir: Path, name: str, resuid: int) -> bool:
         return outdated_note(rundir, name).read_text() == str(resuid)
     except OSError:
         return False
+
+
+def give_up(rundir: Path, metadata: Metadata) -> None:
+    """The component is not used any more; these are its metadata, on its disk or not."""
+    path = detached_note(rundir, metadata.resource)
+    try:
+        _replace(path, metadata.pack())
+    except OSError as error:
+        forget(path)
+        log.error("cannot write %s: %s: the next worker needs the component", path, error.strerror)
+
+
+def given_up(rundir: Path, name: str) -> Metadata | None:
+    """What give_up() was told last of this resource, if it was."""
+    try:
+        return unpack(detached_note(rundir, name).read_bytes(), name)
+    except (OSError, DataError):
+        return None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that it is the old one or the new one, whoever dies. Raises OSError."""
+    fresh = path.with_suffix(f"{path.suffix}.{os.getpid()}")
+    fresh.write_bytes(content)
+    fresh.replace(path)

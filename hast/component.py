@@ -33,6 +33,7 @@ from hast.activemap import (
     geometry,
 )
 from hast.errors import (
+    SHORTAGES,
     DataError,
     DiskError,
     HastError,
@@ -160,6 +161,34 @@ class Component:
             yield view
 
 
+@dataclass
+class AbsentComponent(Component):
+    """In the place of one that was given up and cannot even be opened: a descriptor for the stages that nothing is done
+    with, and errors for whoever wants its metadata."""
+
+    why: str = ""
+
+    @classmethod
+    def of(cls, resource: str, path: str, metadata: Metadata, why: str) -> AbsentComponent:
+        """Raises TemporaryError."""
+        try:
+            fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise TemporaryError(f"{resource}: cannot open {os.devnull}: {error.strerror}") from error
+        size = metadata.offset + metadata.datasize
+        # direct: ggate leaves all that there might be to be done to the disk stage.
+        return cls(resource, path, fd, False, size, FILE_SECTOR_SIZE, direct=True, can_delete=True, why=why)
+
+    def pread(self, offset: int, length: int) -> bytes:
+        raise DiskError(self.why)
+
+    def pwrite(self, offset: int, data: bytes) -> None:
+        raise DiskError(self.why)
+
+    def flush(self) -> None:
+        raise DiskError(self.why)
+
+
 @contextmanager
 def _io(component: Component, what: str) -> Iterator[None]:
     try:
@@ -252,6 +281,8 @@ def _open_error(resource: str, path: str, error: OSError) -> HastError:
         return PermissionDeniedError(f"{where}: permission denied: run as its owner or as root")
     if error.errno in (errno.EBUSY, errno.ETXTBSY):
         return TemporaryError(f"{where} is in use: it is mounted, part of another device, or a swap area")
+    if error.errno in SHORTAGES:
+        return TemporaryError(f"{where} cannot be opened now: {error.strerror}")
     if error.errno == errno.EIO:
         return DiskError(f"{where} cannot be opened: {error.strerror}")
     return NoInputError(f"{where} cannot be opened: {error.strerror}")

@@ -50,6 +50,7 @@ class Daemon:
         self._control: socket.socket | None = None
         self._stop = asyncio.Event()
         self.restarting = False  # the end is one for another hastd to go on
+        self._ended = False  # it is not, or not any more
         self._reload = asyncio.Event()  # asked for
         self._hooks = Hooks()
         self._events: Events | None = None
@@ -93,6 +94,9 @@ class Daemon:
             if name not in self._supervisors or kept.role not in (Role.PRIMARY.text, Role.SECONDARY.text):
                 log.error("%s: not going on as %s: it is not configured any more", name, kept.role or "anything")
                 self._keeping.forget(name)
+            elif kept.role != Role.PRIMARY.text and kept.fd >= 0:
+                # It was about to become primary: nobody serves what its worker had made for that.
+                self._keeping.release(name)
 
     async def run(self, started: Callable[[], None]) -> None:
         """Serve until told to end. `started` is called when everything works. Raises HastError before that."""
@@ -104,6 +108,7 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._reload.set)
         restarts: set[asyncio.Task[str]] = set()
         loop.add_signal_handler(signal.SIGUSR2, lambda: restarts.add(loop.create_task(self._restart("SIGUSR2"))))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # see main()
         server = ControlServer(self._control, self._request)
         reloader = Reloader(self.config, self._supervisors, self._supervisor, server, self._peers, self._event)
         reloading: asyncio.Task[None] | None = None
@@ -135,19 +140,24 @@ class Daemon:
     async def _shutdown(self, server: ControlServer) -> None:
         await server.close()
         await self._peers.close()
-        leave = self.restarting
+        # Who was not told to end has failed to start: the next hastd is to find all that this one has found.
+        leave = self.restarting or not self._stop.is_set()
         await asyncio.gather(*(supervisor.close(leave) for supervisor in self._supervisors.values()))
         await self._workforce.close()
-        await self._keeping.close(leave)
         await self._hooks.close()
+        if leave and self._ended:  # told to end after all
+            leave = False
+            await asyncio.gather(*map(self._keeping.remove, list(self._keeping.kept)))
+        await self._keeping.close(leave)
         if self._events is not None:
             self._events.close()
         self._rundir.close()
 
     def _end(self, why: str) -> None:
-        if not self._stop.is_set():
+        if not self._ended:
             log.info("%s received, ending", why)
-            self._stop.set()
+        self._ended, self.restarting = True, False
+        self._stop.set()
 
     async def _restart(self, why: str) -> str:
         """Have this process become a new hastd, if that one would start; else the reason why not."""
@@ -261,10 +271,8 @@ def _log_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
 
 def main(config: Config, foreground: bool, debug: int, started: Callable[[], None]) -> bool:
     """Be hastd's main process until told to end; whether it is to be started anew (hast/again.py). Raises HastError for
-    what stops it at start."""
+    what stops it at start. Signals that come from its end on wait for that one."""
     daemon = Daemon(config, foreground, debug)
     daemon.prepare()
     asyncio.run(daemon.run(started))
-    if daemon.restarting:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     return daemon.restarting

@@ -65,6 +65,7 @@ class Keeper:
         self.limit = limit
         self.works = True  # there is a hastd that has not said hello, or has said that it is here since
         self.since = now()  # when there was one last
+        self.asked = 0.0  # when the one that is connected, and does not work yet, has said hello
         self.kept: dict[str, tuple[Record, list[int]]] = {}
 
     def serve(self) -> None:
@@ -85,8 +86,9 @@ class Keeper:
                 self.admit()
 
     def left(self) -> float | None:
-        """Seconds that hastd has left to come back; None while it is there."""
-        return None if self.works else self.since + self.limit - now()
+        """Seconds that hastd has left to come back; None while it is there. One that has come, and has not started yet,
+        has all of them for that."""
+        return None if self.works else max(self.since, self.asked) + self.limit - now()
 
     def admit(self) -> None:
         """Somebody connects."""
@@ -143,7 +145,7 @@ class Keeper:
         """Everything that is kept, to a hastd that has come anew."""
         assert self.main is not None
         away = 0.0 if self.works else now() - self.since
-        self.works = False
+        self.works, self.asked = False, now()
         self.main.settimeout(ANSWER_SECONDS)
         hello = {"event": "hello", "version": VERSION, "pid": os.getpid(), "away": away}
         self.main.send(json.dumps(hello).encode())
@@ -161,7 +163,7 @@ class Keeper:
         """hastd is gone. One that never worked does not count: the time goes on from where it was."""
         assert self.main is not None
         self.main.close()
-        self.main = None
+        self.main, self.asked = None, 0.0
         if self.works:
             self.works, self.since = False, now()
 

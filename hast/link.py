@@ -38,6 +38,7 @@ STORE_SECONDS = 1.0  # between attempts to store that both nodes are in sync
 PART_SECONDS = 30.0  # for the ggate stage to take note of a connection's end
 FIRST_SECONDS = 1.0  # for the first attempt, before the primary starts alone; longer while the peer says `wait`
 AGAIN_SECONDS = 0.5  # the same, after a stage of ours has died
+LAST_SECONDS = 1.0  # for the secondary to hear that both are in sync, before a primary ends
 MODES = {
     "fullsync": lib.HAST_MODE_FULLSYNC,
     "memsync": lib.HAST_MODE_MEMSYNC,
@@ -105,6 +106,7 @@ class Link:
         self._unstored: asyncio.TimerHandle | None = None  # "in sync" is to be stored
         self._failing = False  # the last connection was lost by what the secondary did, or did not do
         self._teller: asyncio.Task[None] | None = None  # says that the synchronisation is complete
+        self._told = asyncio.Event()  # it has been heard, in the connection in force
 
     # ---- making it ----
 
@@ -242,6 +244,7 @@ class Link:
                 "conn": self._settings(),
             }
             self._lost.clear()
+            self._told.clear()
             self._failing = False
             with _memory(resource.name, agreement.map or b"") as map_fd:
                 fds = (map_fd, made.incoming.fileno(), made.out.fileno())
@@ -396,6 +399,10 @@ class Link:
         if self._partings == 0:
             self._parted.set()
 
+    def stage_gone(self) -> None:
+        """There is no ggate stage any more that could note an end; what its successor is given is for resume()."""
+        self._parted.set()
+
     def _down(self, lasted: float = 0.0) -> None:
         self._up, self._session = False, None
         self.apart()
@@ -442,6 +449,7 @@ class Link:
         while True:
             try:
                 await self.notify(SYNCED)
+                self._told.set()
                 return
             except HastError as error:
                 if not said:
@@ -451,6 +459,15 @@ class Link:
             pause = min(pause * 2, peering.LONGEST_PAUSE)
 
     # ---- end ----
+
+    async def settle(self) -> None:
+        """Before an end that was asked for: a secondary that has everything, or lacked nothing when it joined, is to
+        know it, so that it may become primary. Waits LAST_SECONDS at most."""
+        session = self._session
+        if session is None or not session.hast or self.peering.phase is not peering.Phase.CONNECTED:
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._told.wait(), LAST_SECONDS)
 
     async def stop(self) -> None:
         """Give the connection up; the pipeline goes on without it."""

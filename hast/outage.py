@@ -7,20 +7,24 @@ Invariants:
 - A component that is given up (detached) is out of date everywhere: all of its map says so, or the secondary's does,
   which then keeps it (`keepmap` in the handshake) until this node can.
 - Where none of this can be stored, whoever made the request gets the component's error.
+- What is given up stays given up for as long as the node is primary, also when its worker dies and the disk is gone
+  altogether by then: a note in the run directory has what the next worker needs (hast/boot.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from hast import boot
-from hast.component import Component
+from hast.component import AbsentComponent, Component, open_component
 from hast.config import Resource
-from hast.errors import HastError
+from hast.errors import DataError, HastError
 from hast.link import Link
 from hast.metadata import Metadata
 from hast.notice import AHEAD
@@ -90,6 +94,8 @@ class Outage:
 
     def _done(self, detach: bool) -> None:
         self.detached = self.detached or detach
+        if self.detached and self.owner.metadata is not None:
+            boot.give_up(self.owner.rundir, self.owner.metadata)
         self._tell("detach" if detach else "outdated")
 
     async def _ask(self, link: Link, unstored: bool) -> None:
@@ -123,8 +129,9 @@ class Outage:
             pause = min(pause * 2, LONGEST_SECONDS)
             assert owner.component is not None and owner.metadata is not None
             try:
-                owner.component.fill_map(owner.metadata)
-                owner.component.write_metadata(owner.metadata)
+                with self._component() as component:
+                    component.fill_map(owner.metadata)
+                    component.write_metadata(owner.metadata)
             except HastError as error:
                 log.debug("%s", error)
                 continue
@@ -133,6 +140,23 @@ class Outage:
             name, path = owner.resource.name, owner.resource.localpath
             log.warning("%s: component %s takes writes again, and says now that it is out of date", name, path)
             return
+
+    @contextlib.contextmanager
+    def _component(self) -> Iterator[Component]:
+        """The component, also where this process could not open it when it began. Raises HastError: it still cannot, or
+        it is another one now."""
+        owner = self.owner
+        assert owner.component is not None and owner.metadata is not None
+        if not isinstance(owner.component, AbsentComponent):
+            yield owner.component
+            return
+        component = open_component(owner.resource.name, owner.resource.localpath, "off")
+        try:
+            if component.read_metadata().resuid != owner.metadata.resuid:
+                raise DataError(f"{owner.resource.name}: component {component.path} is another one now")
+            yield component
+        finally:
+            component.close()
 
     def _tell(self, decision: str) -> None:
         if self.owner.pipeline is not None:

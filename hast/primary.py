@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from hast import blockdev, boot, peering, promotion
-from hast.component import Component, open_component
+from hast.component import AbsentComponent, Component, open_component
 from hast.config import Resource
 from hast.control import Role, StatusEntry
 from hast.device.nbd import NbdExport
@@ -92,9 +92,8 @@ class Primary:
             self.device = blockdev.BlockDevice(replace(resource, provname=str(left["provname"])), self.rundir)
             self.device.adopt(fds[0])
         note = boot.note(self.rundir, resource.name)
-        self.component = open_component(resource.name, resource.localpath, resource.directio, True, LOCK_SECONDS, note)
-        self.metadata = self.component.read_metadata()
-        unrecorded = self._read_note()
+        self.component, self.metadata = self._open(note, bool(orders.get("again")))
+        unrecorded = self._read_note() or isinstance(self.component, AbsentComponent)
         virgin = self._become_primary()
         if self.device is None:
             self.device = blockdev.choose(resource, self.rundir)
@@ -168,6 +167,28 @@ class Primary:
             "resuid": self.metadata.resuid,
         }
 
+    def _open(self, note: Path, again: bool) -> tuple[Component, Metadata]:
+        """The component, and its metadata. again: one that the worker before this one has given up need not be of any
+        use; without it the secondary goes on doing everything. Raises HastError."""
+        name, path = self.resource.name, self.resource.localpath
+        known = boot.given_up(self.rundir, name) if again else None
+        component = None
+        try:
+            component = open_component(name, path, self.resource.directio, True, LOCK_SECONDS, note)
+            metadata = component.read_metadata()
+            if known is not None:  # what it refuses now the stages would need in a moment
+                component.read_map(metadata)
+                component.flush()
+        except HastError as error:
+            if component is not None:
+                component.close()
+            if known is None or isinstance(error, TemporaryError):
+                raise
+            log.error("%s; it was given up before: going on without it", error)
+            return AbsentComponent.of(name, path, known, str(error)), known
+        boot.forget(boot.detached_note(self.rundir, name))
+        return component, metadata
+
     def _read_note(self) -> bool:
         """A process before this one knew that the component is out of date, and could not store it. Store it now;
         whether that is in vain once more. Raises DiskError: then, and there is more to be stored."""
@@ -225,6 +246,8 @@ class Primary:
                 self.attempts.append(metadata)
             self.component.write_metadata(metadata)
             self.metadata, self.attempts = metadata, []
+            if self.outage is not None and self.outage.detached:
+                boot.give_up(self.rundir, metadata)
 
     def _settings(self) -> PipelineSettings:
         assert self.component is not None and self.metadata is not None
@@ -416,6 +439,8 @@ class Primary:
         now = time.monotonic()
         self.restarts = [*(t for t in self.restarts if now - t < RESTART_WINDOW), now]
         self.died = True
+        if self.link is not None and stage == GGATE:
+            self.link.stage_gone()
         if self.failed.done():
             return
         if len(self.restarts) > RESTARTS:
@@ -541,6 +566,8 @@ class Primary:
                 self._end_waits()
             if not leave or (self.device is not None and (self.device.dead or not self.device.kept)):
                 await self._remove_device()
+            if self.link is not None and not leave:
+                await self.link.settle()
             if self.pipeline is not None:
                 if not abandoned:
                     await self._stop_stages(leave)

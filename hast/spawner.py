@@ -28,7 +28,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from typing import Any
 from hast.address import Address
 from hast.channel import Channel, ChannelClosedError, Message, close_all
 from hast.config import Resource
-from hast.errors import HastError, SystemCallError
+from hast.errors import HastError, refusal
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ LAST_SECONDS = 25.0  # for workers to end when main is gone, before they are kil
 ORPHAN_SECONDS = 2.0  # for the stages of a worker that was killed to be gone as well
 ORPHAN_POLL_SECONDS = 0.02
 PR_SET_CHILD_SUBREAPER = 36
+PR_SET_IO_FLUSHER = 57
 
 WorkerMain = Callable[[Channel, Resource, str, Path], int]
 
@@ -69,7 +70,7 @@ def start(
     """Start a spawner; its first message is "up".
 
     `lock` is the descriptor that keeps the run directory locked, `worker` the module whose run() workers
-    are. Raises SystemCallError.
+    are. Raises TemporaryError, SystemCallError.
     """
     ours, theirs = Channel.pair("spawner")
     settings = {
@@ -94,7 +95,7 @@ def start(
         )
     except OSError as error:
         ours.close()
-        raise SystemCallError(f"cannot start the spawner: {error.strerror}") from error
+        raise refusal(f"cannot start the spawner: {error.strerror}", error.errno) from error
     finally:
         theirs.close()
     return ours, process
@@ -117,6 +118,7 @@ def main(settings: dict[str, Any]) -> None:
     if not settings["foreground"]:
         log_setup.to_null()
     _adopt_orphans()
+    _never_wait_for_ourselves()
     channel = Channel.from_fd(settings["channel"], "spawner")
     os.set_inheritable(channel.fileno(), False)
     os.set_inheritable(settings["lock"], False)
@@ -173,15 +175,13 @@ class Spawner:
         message, fds = received
         if message.get("cmd") == "spawn" and len(fds) == 1:
             self._spawn(message, Channel.from_fd(fds[0], f"worker of {message['resource']['name']}"))
-        elif message.get("cmd") == "kill":
-            self._kill(message["id"], message["signal"])
         else:
             close_all(fds)
             log.error("spawner: message that it does not know: %s", message)
 
-    def _tell(self, message: Message) -> None:
+    def _tell(self, message: Message, fds: Sequence[int] = ()) -> None:
         try:
-            self.channel.send(message)
+            self.channel.send(message, fds)
         except ChannelClosedError:
             self.channel.close()
         except HastError as error:
@@ -199,13 +199,13 @@ class Spawner:
 
         try:
             child = fork(f"hastd: {resource.name} ({role})", {channel.fileno(), self.lock}, body)
-        except SystemCallError as error:
+        except HastError as error:
             self._tell({"event": "failed", "id": identity, "message": f"{resource.name}: {error}"})
             return
         finally:
             channel.close()
         self.workers[identity] = child
-        self._tell({"event": "spawned", "id": identity, "pid": child.pid})
+        self._tell({"event": "spawned", "id": identity, "pid": child.pid}, [child.pidfd])
 
     def _kill(self, identity: int, number: int) -> None:
         child = self.workers.get(identity)
@@ -271,6 +271,13 @@ def _adopt_orphans() -> None:
     """Become the parent of processes whose parents, workers, were killed: they must not be lost sight of."""
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         log.warning("spawner: stages of a worker that is killed cannot be watched")
+
+
+def _never_wait_for_ourselves() -> None:
+    """As hast/stages/protect.py for the stages, and inherited by workers: when one has died, the device that the
+    machine writes its dirty memory to needs a new one, and memory for that must not wait for the device. What is not
+    permitted is done without: then there is no block device either."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0)
 
 
 def run_worker(run: WorkerMain, channel: Channel, resource: Resource, role: str, rundir: Path) -> int:

@@ -5,7 +5,8 @@ Invariants:
 - The role is what is true, not what is wished for: it changes when a worker says that it serves, and falls
   back to init when a worker cannot go on. Every change of it runs the hook and is a live event.
 - A worker that was serving and was killed, or ended for a reason that may pass, is started again, at
-  intervals that grow; the role stays. Every end of a worker is logged in words.
+  intervals that grow; the role stays. A primary whose disk, or system, refuses what it did before has `timeout` for
+  that, because clients wait; a secondary has all the time. Every end of a worker is logged in words.
 - Other settings leave the role alone. A worker has those of `resource`, or is about to.
 - A block device that a worker left is given to the next one; it is let go with the role (hast/keeping.py).
 """
@@ -25,7 +26,7 @@ from hast.amend import amend
 from hast.channel import Message
 from hast.config import Resource
 from hast.control import ERROR_NO_ENTRY, STATUS_ELEMENTS, Role, RoleEntry, StatusEntry
-from hast.errors import HastError, TemporaryError, UnavailableError
+from hast.errors import MAY_PASS, HastError, TemporaryError, UnavailableError
 from hast.keeping import Keeping
 from hast.promotion import target_text
 from hast.reload import Action, action, changed_settings
@@ -278,7 +279,7 @@ class Supervisor:
         while True:
             ending = await asyncio.shield(worker.ended)
             self._ended(worker, ending)
-            if not ending.temporary:
+            if not ending.temporary and ending.code not in MAY_PASS:
                 log.error("%s: %s cannot go on, the role is init now", self.name, role.text)
                 break
             pause = next_pause(pause, worker.uptime)
@@ -290,6 +291,7 @@ class Supervisor:
 
     async def _restart(self, role: Role, pause: float, reason: str) -> Worker | None:
         """A worker that serves, after as many attempts as it takes; None when no attempt can help."""
+        began = asyncio.get_running_loop().time()
         while True:
             self._trouble = reason
             if pause > 0:
@@ -299,13 +301,19 @@ class Supervisor:
                 worker = await self._start_worker(role, again=True)
             except HastError as error:
                 self._log_unless_said(error)
-                if not (isinstance(error, TemporaryError) or getattr(error, "temporary", False)):
+                if not self._may_pass(error, role, asyncio.get_running_loop().time() - began):
                     log.error("%s: %s cannot be started again, the role is init now", self.name, role.text)
                     return None
                 pause, reason = next_pause(pause, 0), str(error)
                 continue
             self._trouble = ""
             return worker
+
+    def _may_pass(self, error: HastError, role: Role, seconds: float) -> bool:
+        """Whether another attempt may help, after attempts for so many seconds."""
+        if isinstance(error, TemporaryError) or getattr(error, "temporary", False):
+            return True
+        return error.exit_code in MAY_PASS and (role is Role.SECONDARY or seconds < self.resource.timeout)
 
     # Other settings: see hast/reloader.py.
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from hast.channel import Channel, ChannelClosedError, close_all
 from hast.config import Resource
-from hast.errors import HastError, TemporaryError
+from hast.errors import MAY_PASS, HastError, TemporaryError
 from hast.link import EndedError
 from hast.primary import Primary
 from hast.secondary import Secondary
@@ -78,6 +78,9 @@ class Worker:
                 return os.EX_OK
             except HastError as error:
                 return self.fail(error)
+            except Exception as error:  # a mistake of ours, or a shortage: another worker may not meet it
+                log.exception("%s: unexpected error", self.resource.name)
+                return self.fail(TemporaryError(f"{self.resource.name}: unexpected error: {error!r}"))
             self.started.set()
             self.tell(self.part.ready_message())
             return await self.until_stopped()
@@ -91,7 +94,8 @@ class Worker:
     def fail(self, error: HastError) -> int:
         """The resource cannot be served; the exit code. When that may pass, the block device waits for it."""
         self.tell({"event": "failed", "message": str(error), "exit_code": error.exit_code})
-        self.leave = self.leave or error.exit_code == os.EX_TEMPFAIL
+        had = self.started.is_set() or bool(self.orders.result()[0].get("again"))
+        self.leave = self.leave or error.exit_code == os.EX_TEMPFAIL or (had and error.exit_code in MAY_PASS)
         return error.exit_code
 
     async def until_stopped(self) -> int:

@@ -17,12 +17,13 @@
 Invariants:
 - `Worker.ended` becomes done exactly once, after the process is gone and its last message was read.
 - A worker that does not do as it is told costs time, bounded by the seconds below, and never anything else.
-- When the spawner dies its workers die with it; both are seen, and a new spawner is started.
+- When the spawner dies its workers die with it; both are seen, and a new spawner is started. One that hangs is killed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -32,7 +33,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hast import spawner
-from hast.channel import Channel, Message, close_all
+from hast.channel import Channel, ChannelClosedError, Message, close_all
 from hast.config import Resource
 from hast.errors import HastError, ProtocolError, TemporaryError
 from hast.rundir import RunDirectory
@@ -45,6 +46,9 @@ STATUS_SECONDS = 2.0  # for a worker to answer
 STOP_SECONDS = 22.0  # for a worker to end when asked, before it gets SIGTERM
 TERM_SECONDS = 3.0  # and then SIGKILL
 LAST_MESSAGES = 1000  # of a process that is gone; its stages may have its channel, and could go on talking
+SPAWN_SECONDS = 10.0  # for the spawner to start one
+REPORT_SECONDS = 8.0  # for it to say that one is gone; it may wait for orphans meanwhile (hast/spawner.py)
+EXPECT_STEPS = 10  # such a time is waited for in so many parts: to be stopped with the whole machine is one of them
 RETRY_SECONDS = 1.0  # between attempts to start a spawner, and when one has lived no longer than that
 
 
@@ -72,6 +76,7 @@ class Worker:
         self.role = role
         self.channel = channel
         self.pid = 0
+        self.pidfd = -1
         self.ready: asyncio.Future[Message] = loop.create_future()
         self.ended: asyncio.Future[Ending] = loop.create_future()
         self.failure: tuple[str, int] | None = None  # message and exit code
@@ -116,10 +121,18 @@ class Worker:
         except HastError as error:
             log.error("%s: %s cannot be told its new settings: %s", resource.name, self.name, error)
 
-    def forked(self, pid: int) -> None:
-        """The spawner has said which process it is."""
-        self.pid = pid
+    def forked(self, pid: int, pidfd: int) -> None:
+        """The spawner has said which process it is; owns the descriptor."""
+        self.pid, self.pidfd = pid, pidfd
         self._check_ready()
+
+    def kill(self, number: int) -> None:
+        """Signal it. One that was not forked yet is told to end on its channel."""
+        with contextlib.suppress(ProcessLookupError):
+            if self.pidfd >= 0:
+                signal.pidfd_send_signal(self.pidfd, number)
+            elif self.pid:
+                os.kill(self.pid, number)
 
     def _check_ready(self) -> None:
         """Two processes tell of its start, in any order; it is ready when both have."""
@@ -177,11 +190,13 @@ class Workforce:
         self._module = worker
         self._workers: dict[int, Worker] = {}
         self._listeners: dict[int, asyncio.Task[None]] = {}
+        self._expected: set[asyncio.Task[None]] = set()
         self._spawned = 0
         self._begun = 0.0  # the spawner
         self._channel: Channel | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._up = asyncio.Event()
+        self._started = self._closing = False
         self._keeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -194,6 +209,7 @@ class Workforce:
             waiting.cancel()
             await self.close()
             raise TemporaryError("the spawner ended, or was not ready in time, while hastd started")
+        self._started = True
 
     async def wait_ready(self) -> None:
         """Wait until workers can be spawned. Raises TemporaryError when that takes too long."""
@@ -217,12 +233,16 @@ class Workforce:
         try:
             ours.send({"cmd": "start", **(orders or {})}, fds)
             self._channel.send(request, [theirs.fileno()])
+        except ChannelClosedError:  # its end has not been noticed yet
+            ours.close()
+            raise TemporaryError(f"{resource.name}: no worker can be started: hastd's spawner has ended") from None
         except HastError:
             ours.close()
             raise
         finally:
             theirs.close()
         self._workers[worker.id] = worker
+        self._expect(lambda: worker.pid != 0 or worker.id not in self._workers, SPAWN_SECONDS, "starts no worker")
         self._listeners[worker.id] = asyncio.get_running_loop().create_task(self._listen(worker))
         return worker
 
@@ -237,23 +257,18 @@ class Workforce:
         await asyncio.wait({worker.ended}, timeout=STOP_SECONDS + more)
         if not worker.ended.done():
             log.warning("%s: %s does not end, sending SIGTERM", worker.resource.name, worker.name)
-            self._kill(worker, signal.SIGTERM)
+            worker.kill(signal.SIGTERM)
             await asyncio.wait({worker.ended}, timeout=TERM_SECONDS)
         if not worker.ended.done():
             log.error("%s: %s does not end, killing it", worker.resource.name, worker.name)
-            self._kill(worker, signal.SIGKILL)
+            worker.kill(signal.SIGKILL)
         return await asyncio.shield(worker.ended)
-
-    def _kill(self, worker: Worker, number: int) -> None:
-        """Have the spawner signal a worker; when the spawner is gone, so is the worker."""
-        if self._channel is not None:
-            try:
-                self._channel.send({"cmd": "kill", "id": worker.id, "signal": number})
-            except HastError as error:
-                log.error("%s", error)
 
     async def close(self) -> None:
         """End the spawner and with it all workers that there still are."""
+        self._closing = True
+        for task in self._expected:
+            task.cancel()
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait({self._keeper})
@@ -269,16 +284,38 @@ class Workforce:
     # The spawner.
 
     def _begin(self) -> None:
+        """Start one. Raises HastError."""
         self._begun = asyncio.get_running_loop().time()
         self._channel, self._process = spawner.start(
             self._rundir.path, self._rundir.lock, self._foreground, self._debug, self._module
         )
+        self._expect(self._up.is_set, UP_SECONDS, "is not ready")
+
+    def _expect(self, met: Callable[[], bool], seconds: float, what: str) -> None:
+        """The spawner that there is now is killed if this is not so by then; its workers die with it, and all begin
+        anew."""
+        if self._closing:
+            return
+        task = asyncio.get_running_loop().create_task(self._see_to(met, seconds, what, self._process))
+        self._expected.add(task)
+        task.add_done_callback(self._expected.discard)
+
+    async def _see_to(
+        self, met: Callable[[], bool], seconds: float, what: str, process: subprocess.Popen[bytes] | None
+    ) -> None:
+        for _ in range(EXPECT_STEPS):
+            await asyncio.sleep(seconds / EXPECT_STEPS)
+            if met() or process is not self._process:
+                return
+        if process is not None:
+            log.error("hastd's spawner %s within %g s, killing it", what, seconds)
+            process.kill()
 
     async def _keep(self) -> None:
-        """Hear the spawner; when it dies, start another one. At start, its death ends this instead."""
+        """Hear the spawner; when it dies, start another one. At hastd's start, its death ends this instead."""
         while True:
             await self._hear()
-            if not self._up.is_set():
+            if not self._started:
                 return
             self._up.clear()
             await self._lost()
@@ -306,10 +343,10 @@ class Workforce:
             if received is None:
                 return
             message, fds = received
+            self._spawner_event(message, fds)
             close_all(fds)
-            self._spawner_event(message)
 
-    def _spawner_event(self, message: Message) -> None:
+    def _spawner_event(self, message: Message, fds: list[int]) -> None:
         event = message.get("event")
         if event == "up":
             self._up.set()
@@ -318,7 +355,9 @@ class Workforce:
         if worker is None:
             return
         if event == "spawned":
-            worker.forked(message["pid"])
+            worker.forked(message["pid"], fds.pop() if fds else -1)  # there may be no descriptor left
+            if worker.pidfd >= 0:
+                asyncio.get_running_loop().add_reader(worker.pidfd, self._dead, worker)
             log.debug("%s: %s started", worker.resource.name, worker.name)
         elif event == "failed":
             worker.failure = (message["message"], os.EX_TEMPFAIL)
@@ -327,6 +366,11 @@ class Workforce:
             status = message["status"]
             code = None if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
             asyncio.get_running_loop().create_task(self._exited(worker, ending_in_words(status), code))
+
+    def _dead(self, worker: Worker) -> None:
+        """Its process has ended; how is for the spawner to say."""
+        asyncio.get_running_loop().remove_reader(worker.pidfd)
+        self._expect(lambda: worker.id not in self._workers, REPORT_SECONDS, "does not say how a worker ended")
 
     async def _exited(self, worker: Worker, words: str, code: int | None) -> None:
         """Its last messages are read before its end is told. They are all there by now: no time is to be waited for."""
@@ -402,6 +446,10 @@ class Workforce:
             listener.cancel()
             # Not before: the event loop still watches the descriptor, whose number is free once it is closed.
             listener.add_done_callback(lambda _: worker.channel.close())
+        if worker.pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(worker.pidfd)
+            os.close(worker.pidfd)
+            worker.pidfd = -1
         worker.end(words, code)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getopt
+import importlib
 import os
 import sys
 from dataclasses import dataclass
@@ -73,6 +74,8 @@ def run(options: Options, arguments: list[str]) -> int:
     configuration = config.load(options.config)
     if options.test:
         reload.check(configuration)
+        for module in ("hast.worker", "hast.events"):  # what hastd's processes are made of can be loaded
+            importlib.import_module(module)
         return os.EX_OK
     pidfile = PidFile(options.pidfile or configuration.pidfile)
     pidfile.acquire()

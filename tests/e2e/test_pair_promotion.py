@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.node import MIB, eventually, loopback
 from tests.e2e.pair import Pair, PairNode
-from tests.e2e.relay import Relay
+from tests.e2e.relay import Relay, Way
 from tests.nbdclient import FLUSH, RawClient
 
 SIZE = 32 * MIB
@@ -121,6 +121,26 @@ def relay() -> Iterator[Relay]:
     relay = Relay(loopback(random.randrange(1 << 20)))
     yield relay
     relay.close()
+
+
+def test_primary_that_ends_as_soon_as_it_has_met_its_secondary(
+    make_relayed: Callable[..., tuple[Pair, Relay]],
+) -> None:
+    """What makes both the same takes a moment longer than the connection, longer still where the way is long. Without
+    it the first one counts as having something of its own, and the two find a split-brain that is none."""
+    pair, relay = make_relayed({"disk": SIZE}, hooks=True)
+    pair.create()
+    pair.start()
+    pair.b.set_role("secondary")
+    relay.trouble(there=Way(delay=0.05), back=Way(delay=0.05))
+    pair.a.set_role("primary")
+    pair.wait_connected(pair.a)
+    pair.a.set_role("init")
+    relay.heal()
+    first, second = pair.a.dump(), pair.b.dump()
+    assert (first["localcnt"], first["remotecnt"]) == (second["remotecnt"], second["localcnt"])
+    assert not first["syncing"] and not second["syncing"]
+    pair.b.set_role("primary")
 
 
 def test_a_notice_that_does_not_get_through_is_given_again(make_pair: MakePair, relay: Relay) -> None:

@@ -215,6 +215,35 @@ def test_worker_dies_while_only_the_secondary_knows_that_it_is_ahead(make_pair: 
     assert pair.differing() is None
 
 
+@pytest.mark.parametrize("first", ["all", "data"], ids=["nothing could be stored", "it is stored"])
+def test_worker_dies_while_the_disk_is_gone(make_pair: MakePair, first: str) -> None:
+    """The component was given up before, everything is done by the secondary. By now it cannot even be read: the next
+    worker goes on without it, and tells it what it has missed when it is there again."""
+    pair, disk, start = prepare(make_pair, "detach")
+    if first == "data":
+        disk.fail("write", errno.EIO, within=(start, END))
+    else:
+        disk.fail("all", errno.EIO)
+    with RawClient(pair.a.socket()) as raw:
+        write(raw, NEW, 4)
+    eventually(lambda: pair.a.status()["syncing"] == 2, "it is given up")
+    disk.fail("all", errno.EIO)
+    os.kill(int(pair.a.status()["workerpid"]), signal.SIGKILL)
+    eventually(lambda: pair.a.said().count(" serves ") == 2, "there is another worker")
+    with RawClient(pair.a.socket()) as raw:
+        write(raw, NEWER, 6)
+    status = pair.a.status()
+    assert status["role"] == "primary" and status["syncing"] == 2
+    assert "it was given up before: going on without it" in pair.a.said()
+    disk.heal()
+    eventually(lambda: "takes writes again" in pair.a.said(), "it is told")
+    assert pair.a.dump()["syncing"]
+    back(pair, disk)
+    check(pair, NEWER, 6)
+    pair.wait_in_sync(pair.a)
+    assert pair.differing() is None
+
+
 def test_without_the_secondary_the_error_is_the_clients(make_pair: MakePair) -> None:
     pair, disk, start = prepare(make_pair, "detach")
     pair.b.stop()

@@ -215,12 +215,14 @@ def test_not_resumed_with_another_component(make_block: MakeNode) -> None:
     assert_gone(node)
 
 
-def test_device_goes_when_no_worker_can_take_it(block: Node) -> None:
-    """The component is not there any more."""
-    block.component().rename(block.components / "elsewhere")
-    os.kill(int(block.status()["workerpid"]), signal.SIGKILL)
-    eventually(lambda: block.status()["role"] == "init", "nobody can serve it")
-    assert_gone(block)
+def test_device_goes_when_no_worker_can_take_it(make_block: MakeNode) -> None:
+    """The component is not there any more, for longer than `timeout`."""
+    node = make_block(conf="timeout 2")
+    node.primary()
+    node.component().rename(node.components / "elsewhere")
+    os.kill(int(node.status()["workerpid"]), signal.SIGKILL)
+    eventually(lambda: node.status()["role"] == "init", "nobody can serve it")
+    assert_gone(node)
 
 
 def test_device_goes_with_the_role_also_when_there_is_no_worker(block: Node) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hast.channel import Channel
 from hast.config import Resource
-from hast.errors import NoInputError
+from hast.errors import DiskError, NoInputError
 
 ORPHAN_SECONDS = 0.7
 SLOW_SECONDS = 1.5
@@ -21,6 +21,8 @@ def run(channel: Channel, resource: Resource, role: str, rundir: Path) -> int:
     what = resource.name.partition("-")[0]
     if what == "fail":
         raise NoInputError(f"{resource.name}: component {resource.localpath} does not exist")
+    if what == "ill" and (rundir / "ill").exists():
+        raise DiskError(f"{resource.name}: component {resource.localpath} cannot be read")
     if what == "talker":
         while (received := channel.recv(timeout=60)) is not None and received[0]["cmd"] != "stop":
             pass

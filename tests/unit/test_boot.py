@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from hast import boot
+from hast.control import Role
+from hast.metadata import Metadata
 
 
 def test_told_by_the_kernels_own_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +41,16 @@ def test_the_component_is_out_of_date(tmp_path: Path) -> None:
     assert boot.outdated(tmp_path, "data", 7), "a flush has failed as well"
     boot.remember(tmp_path, "data")
     assert not boot.outdated(tmp_path, "data", 7)
+
+
+def test_the_component_is_given_up(tmp_path: Path) -> None:
+    metadata = Metadata("data", 1 << 20, 1 << 16, 2, 8192, resuid=7, prevrole=Role.PRIMARY, syncing=True)
+    assert boot.given_up(tmp_path, "data") is None
+    boot.give_up(tmp_path, metadata)
+    assert boot.given_up(tmp_path, "data") == metadata
+    assert [entry.name for entry in tmp_path.iterdir()] == ["data.detached"]
+    boot.detached_note(tmp_path, "data").write_bytes(b"torn")
+    assert boot.given_up(tmp_path, "data") is None
 
 
 def test_in_doubt_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,10 @@ from typing import Any
 
 import pytest
 
+from hast import keeper as keeper_module
 from hast import keeping
+from hast.config import parse
+from hast.daemon import Daemon
 from hast.device import fuse
 from hast.errors import HastError
 from hast.keeper import SOCKET
@@ -130,6 +133,40 @@ def test_hastds_that_die_while_they_start_do_not_count(scene: Scene) -> None:
         return scene.ended()
 
     eventually(died, "it ends although one hastd after the other has come")
+
+
+def test_hastd_that_has_come_has_all_the_time_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody ends the devices under the one that is about to serve them; when it dies, the old time counts again."""
+    clock = [0.0]
+    monkeypatch.setattr(keeper_module, "now", lambda: clock[0])
+    (ours, theirs), (next_ours, next_theirs), (listener, other) = (socket.socketpair() for _ in range(3))
+    with ours, theirs, next_ours, next_theirs, listener, other:
+        keeper = keeper_module.Keeper(listener, theirs, 30.0)
+        keeper.lost()
+        clock[0] = 25.0
+        assert keeper.left() == 5.0
+        keeper.main = next_theirs
+        keeper.answer()
+        clock[0] = 50.0
+        assert keeper.left() == 5.0
+        keeper.lost()
+        assert keeper.left() == -20.0
+
+
+def test_device_of_a_secondary_is_let_go(scene: Scene) -> None:
+    """It was about to become primary when hastd was started anew: nobody is going to serve that device."""
+    first = scene.keeper()
+    reading, writing = os.pipe()
+    keep(first, "data", writing, role="secondary", device={"provname": "data"})
+    os.close(writing)
+    first.close()
+    text = f"rundir {scene.rundir}\nresource data {{ local /nowhere\n on here {{ remote none }} }}"
+    daemon = Daemon(parse(text, "hast.conf", ["here"]), True, 0)
+    daemon._find_kept()
+    assert os.read(reading, 1) == b""
+    os.close(reading)
+    assert daemon._keeping.kept["data"].role == "secondary" and daemon._keeping.devices() == set()
+    close(daemon._keeping, leave=False)
 
 
 def test_waits_again_for_a_hastd_that_worked(scene: Scene) -> None:

@@ -253,6 +253,43 @@ def test_temporary_failure_is_tried_again(scene: Scene) -> None:
     scene.run(body)
 
 
+def test_primary_whose_disk_is_gone_has_timeout_to_find_it_again(scene: Scene) -> None:
+    """Clients wait meanwhile, so it does not take for ever; a secondary has nobody who waits."""
+
+    async def body() -> None:
+        supervisor = scene.supervisor("ill")
+        supervisor.resource = replace(supervisor.resource, timeout=1)
+        await supervisor.set_role(Role.PRIMARY)
+        ill = scene.rundir.path / "ill"
+        for heals in (True, False):
+            worker = supervisor._worker
+            assert worker is not None
+            ill.touch()
+            os.kill(worker.pid, signal.SIGKILL)
+            if heals:
+                await until(lambda: supervisor._trouble.endswith("cannot be read"))
+                assert supervisor.role is Role.PRIMARY
+                ill.unlink()
+                await until(lambda first=worker: supervisor._worker not in (None, first))
+                await until(lambda: supervisor._worker is not None and supervisor._worker.ready.done())
+            else:
+                await until(lambda: supervisor.role is Role.INIT)
+        ill.unlink()
+        await supervisor.set_role(Role.SECONDARY)
+        worker = supervisor._worker
+        assert worker is not None
+        ill.touch()
+        os.kill(worker.pid, signal.SIGKILL)
+        began = time.monotonic()
+        await until(lambda: time.monotonic() > began + 2.5 and supervisor._trouble.endswith("cannot be read"))
+        assert supervisor.role is Role.SECONDARY
+        ill.unlink()
+        await until(lambda first=worker: supervisor._worker not in (None, first))
+        await supervisor.close()
+
+    scene.run(body)
+
+
 def test_worker_that_says_nothing(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers_module, "STATUS_SECONDS", 0.2)
     monkeypatch.setattr(workers_module, "STOP_SECONDS", 0.2)
@@ -366,6 +403,65 @@ def test_spawner_that_is_killed_is_replaced(scene: Scene) -> None:
     scene.run(body)
     assert ("good", "primary", "init") in scene.told  # only those that were asked for
     assert len(scene.told) == 6
+
+
+def test_spawner_that_is_killed_before_it_is_ready_is_replaced(scene: Scene) -> None:
+    async def body() -> None:
+        supervisor = scene.supervisor("good")
+        await supervisor.set_role(Role.PRIMARY)
+        old = supervisor._worker
+        process = scene.workforce._process
+        assert process is not None
+        process.kill()
+        await until(lambda: scene.workforce._process not in (None, process))
+        assert scene.workforce._process is not None and not scene.workforce._up.is_set()
+        scene.workforce._process.kill()
+        await until(lambda: supervisor._worker not in (None, old))
+        await until(lambda: supervisor._worker is not None and supervisor._worker.ready.done())
+        await supervisor.close()
+
+    scene.run(body)
+    assert scene.told == [("good", "init", "primary")]
+
+
+def test_spawner_that_hangs_is_killed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not say that a worker has ended; it starts none; and a role is given up under it."""
+    monkeypatch.setattr(workers_module, "SPAWN_SECONDS", 1.0)
+    monkeypatch.setattr(workers_module, "REPORT_SECONDS", 1.0)
+
+    async def body() -> None:
+        supervisor = scene.supervisor("good")
+        await supervisor.set_role(Role.PRIMARY)
+        old = supervisor._worker
+        assert old is not None
+        os.kill(spawner_pid(), signal.SIGSTOP)
+        os.kill(old.pid, signal.SIGKILL)
+        await until(lambda: supervisor._worker not in (None, old))
+        await until(lambda: supervisor._worker is not None and supervisor._worker.ready.done())
+        os.kill(spawner_pid(), signal.SIGSTOP)
+        assert (await supervisor.set_role(Role.INIT)).error == 0
+        await scene.workforce.wait_ready()
+        os.kill(spawner_pid(), signal.SIGSTOP)
+        assert (await supervisor.set_role(Role.PRIMARY)).error == os.EX_TEMPFAIL
+        assert (await supervisor.set_role(Role.PRIMARY)).error == 0
+        await supervisor.close()
+
+    scene.run(body)
+
+
+def test_spawner_whose_end_nobody_has_noticed_yet(scene: Scene) -> None:
+    """A worker is to be started in that moment: the next spawner does it."""
+
+    async def body() -> None:
+        supervisor = scene.supervisor("good")
+        pid = spawner_pid()
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        worker = await supervisor._restart(Role.PRIMARY, 0.0, "it is wanted")
+        assert worker is not None
+        await scene.workforce.stop(worker)
+
+    scene.run(body)
 
 
 async def replaced(supervisor: Supervisor, other: Resource) -> None:
