@@ -238,6 +238,8 @@ void hast_seq_current(struct hast_arena *a);
 void hast_seq_give_up(struct hast_arena *a);
 /* The secondary is gone, and the connection is closed; what it has received is drained. */
 void hast_seq_disconnect(struct hast_arena *a);
+/* The setting `metaflush`, while it runs: nothing that was written without a flush counts as durable once it is on. */
+void hast_seq_metaflush(struct hast_arena *a, uint32_t on);
 /* A quiet moment: clears extents that may be cleared. 1 when it started some I/O. */
 int hast_seq_idle(struct hast_arena *a);
 /* No bio is in the sequencer (the device may hold answered ones). */

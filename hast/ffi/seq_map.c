@@ -219,6 +219,22 @@ seq_map_ondisk(struct hast_arena *a, uint64_t extent)
 }
 
 void
+hast_seq_metaflush(struct hast_arena *a, uint32_t on)
+{
+	struct hast_seq *s = seq_of(a);
+	int begins = on && !s->metaflush && !s->detached;
+
+	s->metaflush = on;
+	if (!begins)
+		return;
+	/* What was written without a flush may only be in the disk's cache: all of it once more. */
+	memset(ondisk_of(a), 0, a->geo.mapsize);
+	memset(changed_of(a), 1, (a->geo.mapsize + HAST_MAP_BLOCK - 1) / HAST_MAP_BLOCK);
+	s->map_dirty = 1;
+	seq_map_start(a);
+}
+
+void
 seq_map_detach(struct hast_arena *a)
 {
 	for (uint64_t n = 0; n < a->nextents; n++) {
@@ -502,7 +518,9 @@ seq_map_done(struct hast_arena *a, int error)
 	if (length > 0) {
 		s->map_busy = 0;
 		if (error == 0) {
-			memcpy(ondisk_of(a) + offset, hast_arena_slab(a, bio->slot), length);
+			/* Else metaflush was switched on meanwhile, and this is written once more. */
+			if (!s->metaflush || (bio->flags & HAST_BIO_DURABLE) != 0)
+				memcpy(ondisk_of(a) + offset, hast_arena_slab(a, bio->slot), length);
 			s->asked &= ~(uint32_t)HAST_SEQ_MAP_FAILED;
 		} else {
 			error = map_failed(a, error, offset, length);

@@ -96,8 +96,9 @@ class Ggate:
             if command == "detach":
                 lib.hast_ggate_direct(self.pump, -1)
         elif command == "settings":
-            for name in ("sync_rate", "metaflush", "detach_on_error"):
+            for name in ("sync_rate", "detach_on_error"):
                 setattr(self.seq, name, message[name])
+            lib.hast_seq_metaflush(self.context.arena.c, message["metaflush"])
             self.keeper.set(message["keepawake"])
         elif command == "stop":
             self.stopping = True

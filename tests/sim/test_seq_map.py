@@ -95,6 +95,22 @@ def test_metaflush_asks_for_a_durable_update() -> None:
     assert b.seq.bio[b.seq.map_slot].flags == 0
 
 
+def test_what_was_written_without_a_flush_does_not_count_when_metaflush_is_switched_on() -> None:
+    """By `hastctl reload`: it may only be in the cache, and so may be what is under way."""
+    b = Bench()
+    b.seq.lib.hast_seq_metaflush(b.seq.arena, 0)
+    b.whole_write(1)
+    early = b.write(2)
+    b.seq.lib.hast_seq_metaflush(b.seq.arena, 1)
+    assert b.seq.ondisk() == set()
+    slot = b.write(1)
+    b.map_done()  # the one that was under way
+    assert early not in b.local and slot not in b.local and b.seq.ondisk() == set()
+    assert b.updating() == {1, 2} and b.seq.bio[b.seq.map_slot].flags == FLAG_DURABLE
+    b.map_done()
+    assert {early, slot} <= set(b.local) and b.seq.ondisk() == {1, 2}
+
+
 def cold(b: Bench, extent: int, hot: range) -> None:
     """extent written and pushed out of the extents that are kept dirty by as many others."""
     for n in (extent, *hot):

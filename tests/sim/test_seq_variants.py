@@ -77,8 +77,8 @@ MISTAKES = [
     ),
     in_map(
         "failed_update_taken_for_done",
-        "\t\tif (error == 0) {\n\t\t\tmemcpy",
-        "\t\tif (error >= 0) {\n\t\t\tmemcpy",
+        "\t\tif (error == 0) {\n\t\t\t/* Else",
+        "\t\tif (error >= 0) {\n\t\t\t/* Else",
     ),
     in_map("most_recent_pushed_out", "i = keep[0].prev;", "i = keep[0].next;"),
     in_seq(
