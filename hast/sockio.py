@@ -17,6 +17,7 @@ from hast.nv import Nv, decode
 
 PROBE_SECONDS = 10  # of silence before the system asks whether the other end is still there
 PROBES = 3
+LONGEST_PROBE = 32767  # seconds: what Linux takes
 CHUNK = 256 * 1024  # bytes asked for at once
 
 
@@ -27,7 +28,7 @@ def watch(sock: socket.socket, timeout: int) -> None:
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, min(PROBE_SECONDS, timeout))
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, timeout // PROBES))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, min(max(1, timeout // PROBES), LONGEST_PROBE))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout * 1000)

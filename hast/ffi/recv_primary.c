@@ -175,9 +175,10 @@ primary_late(struct hast_recv *r)
 {
 	struct recv_primary *p = r->primary;
 	uint32_t limit = r->c.opt.timeout_ms;
-	int64_t now = conn_now();
+	int64_t now = conn_now(), gap = now - p->looked;
+	int paused = gap >= (int64_t)(limit / 2);	/* several ticks were left out */
 
-	if (now - p->looked < conn_tick(limit))
+	if (gap < conn_tick(limit))
 		return 0;
 	p->looked = now;
 	for (uint32_t slot = 0; slot < r->c.nslots; slot++) {
@@ -189,6 +190,9 @@ primary_late(struct hast_recv *r)
 		if (a->seen != seq) {
 			a->seen = seq;
 			a->since = now;
+		} else if (paused) {
+			/* It was this process, or its machine, that did nothing: what the secondary has answered is not read yet. */
+			a->since += gap;
 		} else if (now - a->since >= (int64_t)limit) {
 			return 1;
 		}

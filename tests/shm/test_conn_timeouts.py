@@ -142,6 +142,18 @@ def test_a_secondary_that_sits_on_one_request(kind: str) -> None:
         assert others > 0 and p.alive()
 
 
+def test_a_pause_of_this_node_is_not_the_secondarys() -> None:
+    """Its answer lies there, unread, for as long as this process, or its machine, does nothing."""
+    with running(Primary(timeout=1.0)) as p:
+        slot = p.submit(FLUSH)
+        p.out.message()
+        time.sleep(0.3)  # it has been seen by then that this one is outstanding
+        with stopped(p.stages[RECV].child.pid):
+            time.sleep(1.5)
+            p.back.answer(Reply(p.seq(slot)))
+        assert p.done()[0].error == 0 and p.alive()
+
+
 @FAMILIES
 def test_a_secondary_that_stops_reading(family: str) -> None:
     with running(Primary(family=family, timeout=TIMEOUT, keepalive=60.0, nclient=128)) as p:

@@ -11,10 +11,12 @@ from dataclasses import replace
 import pytest
 
 from hast import connect as connect_module
+from hast.confgrammar import MAX_TIMEOUT
 from hast.connect import Established, connect, connect_patiently
 from hast.handshake import RefusedError
 from hast.messages import HANDSHAKE_LIMIT, SyncSource, pack_message, unpack_message
 from hast.metadata import Pair
+from hast.sockio import watch
 from tests import vectors
 from tests.unit.scripted_secondary import (
     CAPTURED,
@@ -228,3 +230,10 @@ def test_other_refusals_are_not_waited_for() -> None:
             assert len(secondary.connections) == 1
 
     asyncio.run(body())
+
+
+def test_the_longest_timeout_can_be_watched() -> None:
+    """What hast.conf allows the system may not."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        for timeout in (1, MAX_TIMEOUT):
+            watch(sock, timeout)
