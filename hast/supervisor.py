@@ -137,7 +137,11 @@ class Supervisor:
                 self._keeper = asyncio.get_running_loop().create_task(self._keep(worker, role))
         except HastError as error:
             self._log_unless_said(error)
-            await self._give_up()
+            if previous is Role.SECONDARY and str(error) == target_text(self.name):
+                # Its worker did not say so in its time to answer, or there was none. It goes on as it would have then.
+                self._keeper = asyncio.get_running_loop().create_task(self._start_anew(previous, str(error)))
+            else:
+                await self._give_up()
             return RoleEntry(self.name, error.exit_code, errmsg=str(error))
         self._enter(role)
         return RoleEntry(self.name, role=previous.text)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from hast.channel import Channel
 from hast.config import Resource
-from hast.errors import DiskError, NoInputError
+from hast.errors import DiskError, NoInputError, UnavailableError
+from hast.promotion import target_text
 
 ORPHAN_SECONDS = 0.7
 SLOW_SECONDS = 1.5
@@ -38,6 +39,8 @@ def run(channel: Channel, resource: Resource, role: str, rundir: Path) -> int:
     if what == "orphan" and os.fork() == 0:
         time.sleep(ORPHAN_SECONDS)  # a stage that takes its time to die
         os._exit(0)
+    if what == "target" and role == "primary":
+        raise UnavailableError(target_text(resource.name))
     if what == "late":
         while (received := channel.recv(timeout=60)) is not None and received[0]["cmd"] != "stop":
             pass
@@ -54,7 +57,7 @@ def run(channel: Channel, resource: Resource, role: str, rundir: Path) -> int:
             time.sleep(SLOW_SECONDS)
         if received is None or received[0]["cmd"] == "stop":
             return os.EX_TEMPFAIL if what == "temporary" else os.EX_OK
-        if received[0]["cmd"] == "start":
+        if received[0]["cmd"] == "start" or what == "target":
             continue
         if received[0]["cmd"] == "reload":
             dirty = received[0]["resource"]["syncrate"]

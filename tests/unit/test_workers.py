@@ -306,6 +306,25 @@ def test_worker_that_says_nothing(scene: Scene, monkeypatch: pytest.MonkeyPatch)
     scene.run(body)
 
 
+def test_target_that_has_not_said_so_in_time_goes_on_as_secondary(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers_module, "STATUS_SECONDS", 0.2)
+
+    async def body() -> None:
+        supervisor = scene.supervisor("target")
+        await supervisor.set_role(Role.SECONDARY)
+        first = supervisor._worker
+        entry = await supervisor.set_role(Role.PRIMARY)
+        assert entry.error == os.EX_UNAVAILABLE and "mix of old and new" in (entry.errmsg or "")
+        assert supervisor.role is Role.SECONDARY
+        await until(lambda: supervisor._worker not in (None, first) and supervisor._worker.ready.done())
+        await supervisor.close()
+
+    scene.run(body)
+    assert scene.told == [("target", "init", "secondary")]
+
+
 def test_worker_that_does_not_want_to_end(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers_module, "STOP_SECONDS", 0.2)
     monkeypatch.setattr(workers_module, "TERM_SECONDS", 0.2)
