@@ -513,7 +513,9 @@ def _memory(resource: str, data: bytes) -> Any:
         try:
             fd = os.memfd_create("hast map", os.MFD_CLOEXEC)
             stack.callback(os.close, fd)
-            os.write(fd, data)
+            written = os.write(fd, data)
         except OSError as error:
             raise TemporaryError(f"{resource}: no memory for the secondary's activemap: {error.strerror}") from error
+        if written != len(data):  # what is left out would count as the same on both nodes
+            raise TemporaryError(f"{resource}: no memory for more than {written} bytes of the secondary's activemap")
         yield fd

@@ -124,8 +124,11 @@ class Ggate:
     def _connect(self, message: dict[str, Any], map_fd: int, fd_in: int, fd_out: int) -> None:
         """Merge the secondary's map, and begin to use the connection."""
         size = self.context.arena.geometry.mapsize
-        activemap = os.pread(map_fd, size, 0)
+        activemap = os.pread(map_fd, size + 1, 0)
         os.close(map_fd)
+        if len(activemap) not in (0, size):  # 0: it has none
+            self._unjoined(f"the secondary's activemap came as {len(activemap)} of {size} bytes", fd_in, fd_out)
+            return
         from_remote = bool(message["from_remote"])
         if from_remote and not self.seq.sync_remote and (self.seq.nactive or self.seq.grant_head != lib.HAST_NONE):
             # They would be acknowledged, then overwritten. Counted first, they make a split-brain, which is the truth.
@@ -141,7 +144,7 @@ class Ggate:
         self.from_remote = from_remote
         # From now on, and not only when the copying begins: what the merged map marks is old here.
         self.seq.sync_remote = int(from_remote)
-        lib.hast_seq_connect(self.context.arena.c, activemap if len(activemap) == size else ffi.NULL)
+        lib.hast_seq_connect(self.context.arena.c, activemap if activemap else ffi.NULL)
 
     def _unjoined(self, why: str, *fds: int) -> None:
         for fd in fds:

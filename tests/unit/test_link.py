@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from hast import link as link_module
 from hast import peering
 from hast.config import Resource
 from hast.connect import Established
 from hast.control import Role
 from hast.decision import Outcome, decide
-from hast.errors import HastError
+from hast.errors import HastError, TemporaryError
 from hast.ffi import _hast
 from hast.handshake import Agreement
 from hast.link import Link, Owner
 from hast.messages import SyncSource
 from hast.metadata import Metadata, Pair
 from hast.outage import Outage
+from hast.stages import ggate
 from tests.unit.scripted_secondary import resource
 
-lib = _hast.lib
+ffi, lib = _hast.ffi, _hast.lib
 METADATA = Metadata("data", 67104256, 2 << 20, 64, 4608, resuid=7, pair=Pair(1, 1), prevrole=Role.PRIMARY)
 
 
@@ -112,3 +118,39 @@ def test_component_that_fails_while_the_connection_is_given_up_is_not_outdated()
         assert primary.failures == []
 
     asyncio.run(body())
+
+
+
+def test_a_map_that_is_written_in_part_is_no_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing would count as the same on both nodes."""
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:100]))
+    with pytest.raises(TemporaryError, match="no memory for more"), link_module._memory("data", bytes(512)):
+        pass
+
+
+@pytest.mark.parametrize(("size", "joined"), [(0, True), (512, True), (511, False), (513, False), (100, False)])
+def test_ggate_takes_a_whole_map_or_none(size: int, joined: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    taken: list[Any] = []
+    fake = SimpleNamespace(
+        hast_ggate_connect=lambda *_: 0, hast_seq_connect=lambda _, bits: taken.append(bits), HAST_NONE=lib.HAST_NONE
+    )
+    monkeypatch.setattr(ggate, "lib", fake)
+    monkeypatch.setattr(ggate, "options", lambda *_: None)
+    stage = ggate.Ggate.__new__(ggate.Ggate)
+    arena = SimpleNamespace(geometry=SimpleNamespace(mapsize=512), c=None)
+    stage.context = SimpleNamespace(arena=arena, control=SimpleNamespace(send=told.append))  # type: ignore[assignment]
+    stage.seq, stage.pump = SimpleNamespace(sync_remote=0), None
+    ends = socket.socketpair()
+    fds = [end.detach() for end in ends]
+    with link_module._memory("data", b"\xff" * size) as map_fd:
+        conn = {"version": 2, "compression": "none", "checksum": "none", "timeout": 5.0}
+        message = {"from_remote": False, "mode": 0, "conn": conn}
+        stage._connect(message, os.dup(map_fd), *fds)
+    if joined:
+        assert told == [] and taken == [b"\xff" * size if size else ffi.NULL]
+        for fd in fds:
+            os.close(fd)
+    else:
+        assert [message["event"] for message in told] == ["unjoined"] and taken == []
