@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from hast.messages import SPLIT_BRAIN, SyncSource, resuid_mismatch_text
+from hast.messages import OUTDATED, SPLIT_BRAIN, SyncSource, resuid_mismatch_text
 from hast.metadata import Pair
 
 COUNTER_MAX = (1 << 64) - 1
@@ -28,6 +28,7 @@ class Outcome(Enum):
     PRIMARY_NEWER = auto()
     SPLIT_BRAIN = auto()
     IMPOSSIBLE = auto()  # no history that the protocol allows leads here
+    OUTDATED = auto()  # the primary is out of date, and the secondary has nothing that can be told from what it lacks
 
 
 class MapChoice(Enum):
@@ -94,6 +95,15 @@ def decide(
             f"from the {source.name.lower()}"
         ),
     )
+
+
+def for_outdated(made: Decision) -> Decision:
+    """The decision on a primary that says that it is out of date. One that was never used, or whose counters cannot be,
+    would look like one in sync at the next contact, if it took the primary's counters over now: and then all that the
+    primary lacks would be read from it. So it stores nothing."""
+    if made.outcome is Outcome.ADOPT or (made.outcome is Outcome.IMPOSSIBLE and made.target):
+        return Decision(Outcome.OUTDATED, error=OUTDATED)
+    return made
 
 
 # Counters of a primary.

@@ -30,6 +30,7 @@ from hast.messages import (
     MISMATCH,
     NO_ACCESS,
     NOT_CONFIGURED,
+    OUTDATED,
     PROTOCOL_VERSION,
     SPLIT_BRAIN,
     TOKEN_MISMATCH,
@@ -68,7 +69,8 @@ class RefusedError(HastError):
     """The peer refuses, in good order.
 
     `text` is what it says. `wait`: it may become secondary soon, try again each second. `split_brain`: both
-    nodes have data that the other one lacks. `mismatch`: they have never been synchronised.
+    nodes have data that the other one lacks. `mismatch`: they have never been synchronised. `outdated`: neither of them
+    has all of the data.
     """
 
     def __init__(self, resource: str, peer: str, refusal: Refusal) -> None:
@@ -76,6 +78,7 @@ class RefusedError(HastError):
         self.wait = refusal.wait
         self.split_brain = refusal.errmsg == SPLIT_BRAIN
         self.mismatch = refusal.errmsg.startswith(MISMATCH)
+        self.outdated = refusal.errmsg == OUTDATED
         super().__init__(f"{resource}: {peer} refuses the connection: {self.text}")
 
 
@@ -145,6 +148,7 @@ class PrimaryHandshake:
             virgin=self.virgin,
             hast=True,
             keepmap=self.keepmap,
+            outdated=self.metadata.syncing,
         )
         self._token = reply.token
         return pack_message(self.version, request.to_nv())
@@ -324,29 +328,47 @@ def answer_second(
         pair = decision.as_target(metadata.pair, theirs)
         made = decision.decide(metadata.resuid, pair, request.resuid, theirs, request.virgin)
         made = replace(made, warning="its own changes are thrown away, as 'hastctl discard' has said")
+    if request.outdated:
+        made = decision.for_outdated(made)
     if made.error is not None:
         return SecondaryAnswer(made, metadata, None, refused_second(made.error, version, metadata))
+    metadata = _accepted(request, made, metadata, doubt)
     bits, keep = b"", None
-    if made.map is MapChoice.OWN:
+    if request.keepmap and made.syncsrc is SyncSource.SECONDARY:
+        # What that primary has done until now and does from now on is in no map: all of it is to be asked for here.
+        bits = keep = bytes(all_dirty(metadata.mapsize))
+    elif made.map is MapChoice.OWN:
         bits = read_map()
     elif made.map is MapChoice.FULL:
         # Once this node has adopted the ID, only its own map tells that it lacks everything: should the connection
         # break before the primary has merged the map into its own, the next handshake sends it again.
         bits = keep = bytes(all_dirty(metadata.mapsize))
     payload, data = encode_payload(bits, packing, algorithm)
-    metadata = _accepted(request, made, metadata, doubt)
-    reply = Handshake2Reply(_sizes(metadata), made.syncsrc, made.virgin, len(bits), data, request.hast)
+    virgin = made.virgin or _virgin_again(request, made, metadata)
+    reply = Handshake2Reply(_sizes(metadata), made.syncsrc, virgin, len(bits), data, request.hast)
     return SecondaryAnswer(made, metadata, keep, pack_message(version, reply.to_nv(), payload))
+
+
+def _virgin_again(request: Handshake2Request, made: Decision, metadata: Metadata) -> bool:
+    """Whether the primary has to count this node as used though it was told so before, or never was: a target of one
+    whose localcnt is 0 cannot have counters by which it is out of date. Only with a localcnt of 1 will that primary be
+    told from it, should it be forced to go its own way."""
+    if not metadata.syncing or request.outdated or made.syncsrc is not SyncSource.PRIMARY:
+        return False
+    return request.hast and request.localcnt == 0
 
 
 def _accepted(request: Handshake2Request, made: Decision, metadata: Metadata, doubt: bool) -> Metadata:
     """What is stored before the answer (invariant 10: a target knows that it is one).
 
     `syncing` ends with the primary's word that it is over. One that is not ours never says it: it counts as over with
-    the next handshake that finds both in sync, and is not begun at all.
+    the next handshake that finds both in sync, and is not begun at all. It is over as well where that finds a primary
+    that is out of date: then nothing has been acknowledged that is not durable here.
     """
     syncing = metadata.syncing
-    if request.hast:
+    if made.outcome is Outcome.IN_SYNC and request.outdated:
+        syncing = False
+    elif request.hast:
         syncing = syncing or made.target or (doubt and made.outcome is Outcome.IN_SYNC)
     elif made.outcome is Outcome.IN_SYNC:
         syncing = False

@@ -15,7 +15,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hast import peering
@@ -225,6 +225,8 @@ class Link:
             self.owner.hook("split-brain")
         elif isinstance(error, RefusedError) and error.mismatch:
             log.error(MISMATCH_ADVICE, *[self.owner.resource.name] * 2)
+        elif isinstance(error, RefusedError) and error.outdated:
+            log.error("%s", peering.OutdatedError(self.owner.resource.name))
         log.warning("%s", error)
 
     def _establish(self, made: Established) -> None:
@@ -234,6 +236,8 @@ class Link:
         metadata, stored = before, False
         try:
             self._was_syncing = before.syncing
+            self.peering = peering.met(self.peering, agreement)
+            self._remember_blank()
             self.peering, metadata = peering.agreed(self.peering, agreement)
             self._store(metadata)
             stored = True
@@ -259,6 +263,15 @@ class Link:
             made.close()
         self._said.clear()
         self._session = Session(made.route, agreement.token, agreement.hast)
+
+    def _remember_blank(self) -> None:
+        """For the next worker; a disk that does not take it has this one know it all the same."""
+        metadata = self.owner.metadata()
+        if self.peering.blank and not metadata.blank:
+            try:
+                self.owner.store(replace(metadata, blank=True))
+            except HastError as error:
+                self._complain(error)
 
     def _store(self, metadata: Metadata) -> None:
         """What was agreed on is durable, or there was nothing new, on a disk that does not even take that again: the
@@ -288,12 +301,23 @@ class Link:
         if bits & lib.HAST_SEQ_CONNECTED and self._up:
             self.peering, hooks = peering.joined(self.peering, to_sync)
             log.info("%s: connected to %s, %d extents to synchronise", name, self.address, to_sync)
+            self._mapped()
             self._run(hooks)
         if bits & lib.HAST_SEQ_SYNC_DONE:
             self._in_sync()
         if bits & (lib.HAST_SEQ_REMOTE_FAILED | lib.HAST_SEQ_MAP_FAILED):
             failing = bool(bits & lib.HAST_SEQ_REMOTE_FAILED)
             self.lose("the secondary could not do a request" if failing else "map failed", failing=failing)
+
+    def _mapped(self) -> None:
+        """The map on disk says where the secondary's data is the newer. Where that cannot be stored, a primary that is
+        started anew takes all of it for newer."""
+        metadata = self.owner.metadata()
+        if metadata.unmapped:
+            try:
+                self.owner.store(replace(metadata, unmapped=False))
+            except HastError as error:
+                self._complain(error)
 
     def _in_sync(self) -> None:
         """Both nodes have the same data, durable: store it. Where the disk does not take it now, the counters go on

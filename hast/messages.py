@@ -48,6 +48,7 @@ TOKEN_MISMATCH = "Token doesn't match."
 NOT_CONFIGURED = "Resource not configured."
 NO_ACCESS = "No access to the resource."
 DISK_FAILED = "The secondary's component failed."  # ours; nothing was accepted
+OUTDATED = "The primary's component is out of date, and this node has not what it lacks."  # ours, as well
 
 
 def wrong_role_text(role: str) -> str:
@@ -299,7 +300,7 @@ class Handshake2Request:
     """Step 2, primary to secondary on the second connection: token, resuid and the primary's pair.
 
     hast: the primary is one of ours, and knows what docs/protocol.md calls extensions. keepmap: it cannot store the
-    secondary's map, which therefore has to keep it."""
+    secondary's map, which therefore has to keep it. outdated: its component is out of date."""
 
     resource: str
     token: bytes
@@ -309,6 +310,7 @@ class Handshake2Request:
     virgin: bool = False
     hast: bool = False
     keepmap: bool = False
+    outdated: bool = False
 
     def to_nv(self) -> Nv:
         nv = Nv()
@@ -323,6 +325,8 @@ class Handshake2Request:
             nv.add_uint8("hast", 1)
         if self.keepmap:
             nv.add_uint8("keepmap", 1)
+        if self.outdated:
+            nv.add_uint8("outdated", 1)
         return nv
 
     @classmethod
@@ -339,6 +343,7 @@ class Handshake2Request:
             virgin=nv.get_int8("virgin", 0) != 0,
             hast=nv.get_uint8("hast", 0) != 0,
             keepmap=nv.get_uint8("keepmap", 0) != 0,
+            outdated=nv.get_uint8("outdated", 0) != 0,
         )
 
 

@@ -57,7 +57,8 @@ class Metadata:
     """What a metadata block says. Sizes and offset in bytes, keepdirty in extents.
 
     prevrole is the role of the one who wrote the block, pair that role's counters. syncing: this node is
-    the target of a synchronisation that has not finished, so its data is not fit to be used. alone: localcnt was
+    the target of a synchronisation that has not finished, so its data is not fit to be used. unmapped: and the map does
+    not say for certain where it differs. blank: and the other node was one that was never used. alone: localcnt was
     raised since the other node was last met, so it need not be raised again (hast.decision). discard: what this node
     has changed alone is to be thrown away when the nodes find that both have (`hastctl discard`).
     """
@@ -73,6 +74,8 @@ class Metadata:
     syncing: bool = False
     alone: bool = False
     discard: bool = False
+    unmapped: bool = False
+    blank: bool = False
 
     @property
     def mapsize(self) -> int:
@@ -105,6 +108,10 @@ class Metadata:
             nv.add_uint8("alone", 1)
         if self.discard:
             nv.add_uint8("discard", 1)
+        if self.unmapped:
+            nv.add_uint8("unmapped", 1)
+        if self.blank:
+            nv.add_uint8("blank", 1)
         return nv.encode(METADATA_SIZE).ljust(METADATA_SIZE, b"\0")
 
 
@@ -158,6 +165,8 @@ def _from_nv(nv: Nv) -> Metadata:
         syncing=nv.get_uint8("syncing", 0) != 0,
         alone=nv.get_uint8("alone", 0) != 0,
         discard=nv.get_uint8("discard", 0) != 0,
+        unmapped=nv.get_uint8("unmapped", 0) != 0,
+        blank=nv.get_uint8("blank", 0) != 0,
     )
     _check_sizes(metadata)
     return metadata

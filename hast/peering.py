@@ -53,9 +53,10 @@ class Phase(Enum):
 class Peering:
     """virgin: nothing was ever written, since this process made the resuid. peer: the pair that the secondary told
     last, None before it was met. version: of the protocol, in force or last in force. pause: seconds before the next
-    attempt."""
+    attempt. blank: while this node's component was out of date, the secondary was one that was never used."""
 
     virgin: bool = False
+    blank: bool = False
     peer: Pair | None = None
     version: int = FIRST_VERSION
     phase: Phase = Phase.DOWN
@@ -70,24 +71,35 @@ class Peering:
         return "fullsync" if replication == "memsync" and self.version < MEMSYNC_VERSION else replication
 
 
+def met(peering: Peering, agreement: Agreement) -> Peering:
+    """A handshake is done. A secondary that was never used says so only once, has taken this node's counters over by
+    then, and looks like one in sync at the next contact. One of ours does not do that to a primary that is out of date
+    (`outdated` in the handshake). So this node remembers it, until it has another one or is not out of date itself."""
+    known = peering.blank or agreement.metadata.blank or agreement.virgin
+    return replace(peering, blank=agreement.metadata.syncing and known)
+
+
 def agreed(peering: Peering, agreement: Agreement) -> tuple[Peering, Metadata]:
     """A handshake is done; the metadata has to be durable before the peer's map is merged. Whether the secondary is the
-    source of the synchronisation is its `syncing`.
+    source of the synchronisation is its `syncing`. Until that map is merged, durably, only `unmapped` says what is old.
 
     Raises OutdatedError: this node's component is out of date, and the other one has not what it lacks."""
     metadata = agreement.metadata
     from_remote = agreement.syncsrc is SyncSource.SECONDARY
-    if metadata.syncing and not from_remote and metadata.pair != decision.after_sync(agreement.secondary):
+    unfit = peering.blank or metadata.pair != decision.after_sync(agreement.secondary)
+    if metadata.syncing and not from_remote and unfit:
         raise OutdatedError(metadata.resource)
     alone = metadata.pair.localcnt != agreement.secondary.remotecnt
-    joining = replace(peering, peer=agreement.secondary, version=agreement.version, phase=Phase.JOINING)
-    return joining, replace(metadata, alone=alone, syncing=from_remote or metadata.syncing)
+    joining = replace(peering, peer=agreement.secondary, version=agreement.version, phase=Phase.JOINING, blank=False)
+    unmapped = metadata.unmapped or (from_remote and not metadata.syncing)
+    syncing = from_remote or metadata.syncing
+    return joining, replace(metadata, alone=alone, syncing=syncing, unmapped=unmapped, blank=False)
 
 
 def unused(metadata: Metadata, was_syncing: bool) -> Metadata:
     """The handshake's agreement was not put to use: nothing of this node's data was given up for the secondary's.
     Writes that are under way here are acknowledged without it, and the next handshake finds a split-brain."""
-    return replace(metadata, syncing=was_syncing)
+    return replace(metadata, syncing=was_syncing, unmapped=was_syncing and metadata.unmapped)
 
 
 def only_raised(metadata: Metadata, attempts: Iterable[Metadata]) -> bool:
@@ -95,7 +107,8 @@ def only_raised(metadata: Metadata, attempts: Iterable[Metadata]) -> bool:
     attempts. Such a disk says at worst that its node has written alone, which has its map believed: with nothing else
     to be stored, the secondary may be used."""
     return all(
-        replace(attempt, pair=metadata.pair, alone=metadata.alone) == metadata
+        replace(attempt, pair=metadata.pair, alone=metadata.alone, unmapped=metadata.unmapped, blank=metadata.blank)
+        == metadata
         and attempt.pair.remotecnt == metadata.pair.remotecnt
         and attempt.pair.localcnt >= metadata.pair.localcnt
         for attempt in attempts
@@ -118,7 +131,7 @@ def in_sync(peering: Peering, metadata: Metadata) -> tuple[Peering, Metadata, Ho
     pair = decision.after_sync(peering.peer)
     hooks = ("syncdone",) if peering.phase is Phase.SYNCING else ()
     peering = replace(peering, phase=Phase.CONNECTED, peer=Pair(pair.remotecnt, pair.localcnt))
-    return peering, replace(metadata, pair=pair, alone=False, syncing=False), hooks
+    return peering, replace(metadata, pair=pair, alone=False, syncing=False, unmapped=False), hooks
 
 
 def outdated(peering: Peering) -> tuple[Peering, Hooks]:

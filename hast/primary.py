@@ -95,6 +95,7 @@ class Primary:
         self.component, self.metadata = self._open(note, bool(orders.get("again")))
         unrecorded = self._read_note() or isinstance(self.component, AbsentComponent)
         virgin = self._become_primary()
+        assert self.metadata is not None
         if self.device is None:
             self.device = blockdev.choose(resource, self.rundir)
         elif left != self._device_facts():
@@ -267,6 +268,10 @@ class Primary:
         arena = self.pipeline.create()
         detached = self.outage is not None and self.outage.detached
         if not detached:
+            if self.metadata.unmapped:
+                # It ended, or its ggate stage did, when it knew that the secondary has newer data, and not yet where.
+                self.component.fill_map(self.metadata)
+                self._store(replace(self.metadata, unmapped=False))
             arena.load_map(self.component.read_map(self.metadata))
             # Map and metadata are relied on as durable from now on. Who wrote them may have died before the flush.
             self.component.flush()

@@ -48,6 +48,8 @@ def as_primary(metadata: Metadata, random64: int) -> tuple[Metadata, bool]:
         alone=metadata.alone and metadata.prevrole is Role.PRIMARY,
         # What it changes from now on is not to be thrown away.
         discard=False,
+        unmapped=metadata.syncing and metadata.unmapped,
+        blank=metadata.syncing and metadata.blank,
     ), virgin
 
 

@@ -10,13 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hast import checksum, compression
+from hast import checksum, compression, peering
 from hast.activemap import count_dirty, set_bit
 from hast.decision import Outcome, as_target, decide
 from hast.errors import DiskError
 from hast.handshake import RefusedError, answer_second, request_from_dict, request_to_dict
 from hast.messages import Handshake2Request
-from hast.metadata import Pair
+from hast.metadata import Metadata, Pair
+from hast.peering import OutdatedError, Peering
+from hast.promotion import forced
 from tests.unit.handshakes import CAPTURED, EXTENTS, UID, answer, finish, foreign, nv_of, primary, second
 from tests.unit.strategies import U64
 
@@ -54,8 +56,9 @@ def both_sides(own_uid: int, own: Pair, theirs: Pair, virgin: bool) -> None:
     told = as_target(own, theirs) if expected.target else own
     assert made.metadata == replace(CAPTURED, pair=told, syncing=expected.target)
     assert (agreement.syncsrc, agreement.secondary) == (expected.syncsrc, told)
-    assert agreement.virgin is expected.virgin is (own_uid == 0)
-    raised = own_uid == 0 and theirs.localcnt == 0
+    assert expected.virgin is (own_uid == 0)
+    assert agreement.virgin is (own_uid == 0 or (expected.target and theirs.localcnt == 0))
+    raised = agreement.virgin and theirs.localcnt == 0
     assert agreement.metadata == (replace(mine, pair=Pair(1, theirs.remotecnt)) if raised else mine)
     if expected.outcome is Outcome.ADOPT and said_virgin:
         assert agreement.map is None and made.map is None
@@ -162,3 +165,73 @@ def test_a_secondary_that_has_lost_its_power_is_a_target_though_the_counters_agr
         found = answer_second(request, 2, own, lambda: bytes(512), compression.NONE, checksum.NONE, doubt)
         assert found.decision.outcome is Outcome.IN_SYNC
         assert found.metadata == replace(own, syncing=doubt and hast)
+
+
+# A primary that is out of date.
+
+
+def outdated(pair: Pair) -> Metadata:
+    return replace(CAPTURED, pair=pair, syncing=True)
+
+
+@pytest.mark.parametrize("pair", [Pair(0, 0), Pair(1, 0), Pair(0, 2), Pair(3, 1)])
+def test_an_out_of_date_primary_is_refused_by_one_that_was_never_used(pair: Pair) -> None:
+    """If that adopted its ID and took its counters over, it would count as whole at the next contact."""
+    blank = replace(CAPTURED, resuid=0)
+    for _ in range(2):
+        made = answer(second(outdated(pair)), blank)
+        assert made.decision.outcome is Outcome.OUTDATED and made.metadata == blank and made.map is None
+        with pytest.raises(RefusedError) as refused:
+            primary(outdated(pair)).second_reply(nv_of(made.message))
+        assert refused.value.outdated and not refused.value.wait
+
+
+def test_an_out_of_date_primary_never_makes_a_target_that_looks_like_one_in_sync() -> None:
+    for a, b, c, d in itertools.product(range(3), repeat=4):
+        own, theirs = replace(CAPTURED, pair=Pair(a, b)), outdated(Pair(c, d))
+        made = answer(second(theirs), own)
+        if not made.metadata.syncing:
+            continue
+        for _ in range(2):  # the answer to the first one is lost, or not
+            made = answer(second(theirs), made.metadata)
+            with pytest.raises(OutdatedError):
+                peering.agreed(Peering(), finish(primary(theirs), made.message))
+
+
+@pytest.mark.parametrize("was", [False, True])
+def test_a_secondary_that_has_lost_its_power_is_no_target_of_a_primary_that_is_out_of_date(was: bool) -> None:
+    """Nothing was acknowledged that was not durable here: it may become primary, also if that one never comes back."""
+    own = replace(CAPTURED, pair=Pair(1, 2), syncing=was)
+    for theirs, syncing in ((outdated(Pair(2, 1)), False), (replace(CAPTURED, pair=Pair(2, 1)), True)):
+        found = answer_second(second(theirs), 2, own, lambda: bytes(512), compression.NONE, checksum.NONE, True)
+        assert found.decision.outcome is Outcome.IN_SYNC
+        assert found.metadata == replace(own, syncing=syncing)
+
+
+def test_a_secondary_whose_map_its_primary_cannot_store_says_that_all_may_differ() -> None:
+    """That primary knows of its own changes only as long as it runs."""
+    own, theirs = replace(CAPTURED, pair=Pair(1, 0)), outdated(Pair(0, 0))
+    made = answer(replace(second(theirs), keepmap=True), own)
+    assert made.decision.outcome is Outcome.SECONDARY_NEWER and made.map == b"\xff" * CAPTURED.mapsize
+    merged = finish(primary(theirs), made.message).map
+    assert merged is not None and count_dirty(merged, EXTENTS) == EXTENTS
+    assert answer(second(theirs), own).map is None
+
+
+# A target of a primary that has never written alone.
+
+
+@pytest.mark.parametrize("resuid", [0, UID])
+def test_a_forced_target_is_found_though_the_first_answer_was_lost(resuid: int) -> None:
+    """The primary counts it as used only when it is told so: as long as it is a target, each time."""
+    for a, b, d in itertools.product(range(3), repeat=3):
+        own, theirs = replace(CAPTURED, resuid=resuid, pair=Pair(a, b)), replace(CAPTURED, pair=Pair(0, d))
+        made = answer(second(theirs), own)
+        if not made.metadata.syncing:
+            continue
+        made = answer(second(theirs), made.metadata)
+        told = finish(primary(theirs), made.message).metadata
+        assert told.pair == Pair(1, d)
+        went = forced(made.metadata).pair
+        assert decide(UID, went, UID, told.pair, False).outcome is Outcome.SPLIT_BRAIN
+        assert decide(UID, told.pair, UID, went, False).outcome is Outcome.SPLIT_BRAIN

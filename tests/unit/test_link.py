@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,10 +71,10 @@ class Primary:
         """The pipeline's."""
         self.told.append(message["cmd"])
 
-    def connect(self, secondary: Pair, source: SyncSource) -> None:
+    def connect(self, secondary: Pair, source: SyncSource, hast: bool = False, virgin: bool = False) -> None:
         """A handshake is done: the other node's counters, and who has the newer data."""
         out, incoming = socket.socketpair()
-        agreement = Agreement(2, source, secondary, False, None, self.metadata)
+        agreement = Agreement(2, source, secondary, virgin, None, self.metadata, hast)
         address = "127.0.0.1", 8457
         self.link._establish(Established(out, incoming, "secondary", agreement, ((socket.AF_INET, address), None)))
         assert self.told == ["connect"]
@@ -119,6 +120,31 @@ def test_component_that_fails_while_the_connection_is_given_up_is_not_outdated()
 
     asyncio.run(body())
 
+
+
+def test_secondary_that_was_never_used_is_remembered_while_this_node_is_out_of_date() -> None:
+    async def body() -> None:
+        primary = Primary()
+        primary.metadata = replace(METADATA, pair=Pair(), syncing=True)
+        for virgin in (True, False):
+            with pytest.raises(peering.OutdatedError):
+                primary.connect(Pair(), SyncSource.PRIMARY, virgin=virgin)
+            assert primary.metadata.blank and primary.metadata.syncing and primary.told == []
+
+    asyncio.run(body())
+
+
+def test_where_the_secondary_is_newer_is_known_when_its_map_is_merged() -> None:
+    """A node that dies before that must not take its own map for the whole."""
+
+    async def body() -> None:
+        primary = Primary()
+        primary.connect(Pair(2, 1), SyncSource.SECONDARY)
+        assert primary.metadata.syncing and primary.metadata.unmapped
+        primary.link.sequencer(lib.HAST_SEQ_CONNECTED, 3)
+        assert primary.metadata.syncing and not primary.metadata.unmapped
+
+    asyncio.run(body())
 
 
 def test_a_map_that_is_written_in_part_is_no_map(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ from hast.decision import Outcome, decide
 from hast.handshake import Agreement
 from hast.messages import SyncSource
 from hast.metadata import Metadata, Pair
-from hast.peering import LONGEST_PAUSE, SETTLED_SECONDS, SHORTEST_PAUSE, Peering, Phase
+from hast.peering import LONGEST_PAUSE, SETTLED_SECONDS, SHORTEST_PAUSE, OutdatedError, Peering, Phase
+from tests.unit.handshakes import answer, finish, primary, second
 
 NEVER = Pair()
 METADATA = Metadata("data", 67104256, 2 << 20, 64, 4608, resuid=7, prevrole=Role.PRIMARY)
@@ -56,6 +57,40 @@ def test_an_attempt_that_is_not_used_makes_no_target() -> None:
     counted = peering.wrote_alone(peering.lost(state)[0], after)
     assert decide(7, Pair(1, 0), 7, counted.pair, False).outcome is Outcome.SPLIT_BRAIN
     assert peering.unused(metadata, was_syncing=True).syncing
+
+
+def test_a_secondary_that_was_never_used_is_not_taken_for_one_in_sync_by_a_primary_that_is_out_of_date() -> None:
+    """FreeBSD's adopts the unique ID, and looks like one in sync from then on, with nothing but a map that is full."""
+    state, blank = Peering(), replace(METADATA, resuid=0)
+    outdated = replace(METADATA, syncing=True)
+    for outcome in (Outcome.ADOPT, Outcome.IN_SYNC, Outcome.IN_SYNC):
+        made = answer(replace(second(outdated), hast=False, outdated=False), blank)
+        assert made.decision.outcome is outcome
+        blank = made.metadata
+        found = finish(primary(outdated), made.message)
+        state = peering.met(state, found)
+        with pytest.raises(OutdatedError):
+            peering.agreed(state, found)
+    # One with newer data is another one; and after a connection with that, one in sync is what it seems to be.
+    newer = agreement(Pair(), Pair(1, 0), SyncSource.SECONDARY, syncing=True)
+    state, _ = peering.agreed(peering.met(state, newer), newer)
+    state = peering.lost(state)[0]
+    same = agreement(Pair(), Pair(), syncing=True)
+    peering.agreed(peering.met(state, same), same)
+    # The next worker knows it from the metadata.
+    same = agreement(Pair(), Pair(), syncing=True, blank=True)
+    with pytest.raises(OutdatedError):
+        peering.agreed(peering.met(Peering(), same), same)
+
+
+def test_what_is_newer_on_the_secondary_is_everywhere_until_its_map_is_merged() -> None:
+    state, metadata = peering.agreed(Peering(), agreement(Pair(), Pair(1, 0), SyncSource.SECONDARY))
+    assert metadata.syncing and metadata.unmapped
+    assert not peering.unused(metadata, was_syncing=False).unmapped
+    assert not peering.in_sync(peering.joined(state, 1)[0], metadata)[1].unmapped
+    # Where it was known already, another contact changes nothing.
+    _, again = peering.agreed(Peering(), agreement(Pair(), Pair(1, 0), SyncSource.SECONDARY, syncing=True))
+    assert again.syncing and not again.unmapped
 
 
 def test_requests_begin_when_the_map_is_durable() -> None:

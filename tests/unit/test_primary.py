@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +20,9 @@ import pytest
 from hast import component as component_module
 from hast import link as link_module
 from hast import pipeline as pipeline_module
-from hast.component import Component, create
+from hast.component import Component, create, open_component
 from hast.config import parse
+from hast.control import Role
 from hast.errors import HastError, TemporaryError
 from hast.ffi import _hast
 from hast.link import TakenOverError
@@ -229,6 +231,24 @@ def test_shortage_when_localcnt_is_to_be_raised_is_waited_for(scene: Scene) -> N
                 await asyncio.sleep(0.01)
         assert sent == [(GGATE, {"cmd": "grant", "number": 7})]
         assert primary.component is not None and primary.component.read_metadata().alone
+
+    scene.run(body)
+
+
+def test_all_is_read_there_where_it_was_not_known_yet_what_is_newer_on_the_secondary(scene: Scene) -> None:
+    """The worker before this one has died before the secondary's map was merged into its own."""
+
+    async def body(primary: Primary) -> None:
+        with contextlib.closing(open_component("data", str(scene.component), "off")) as component:
+            was = component.read_metadata()
+            known = replace(was, resuid=7, prevrole=Role.PRIMARY, syncing=True, unmapped=True)
+            component.write_metadata(known)
+            assert not any(component.read_map(known))
+        await primary.start({}, [])
+        assert primary.component is not None and primary.metadata is not None and primary.pipeline is not None
+        assert primary.component.read_metadata() == primary.metadata == replace(known, unmapped=False)
+        assert primary.component.read_map(known) == b"\xff" * 4 + bytes(known.mapsize - 4)
+        assert primary.pipeline.arena is not None and primary.pipeline.arena.seq.ndirty == 32
 
     scene.run(body)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hast.control import Role
-from hast.decision import MapChoice, Outcome, after_sync, as_target, decide
+from hast.decision import MapChoice, Outcome, after_sync, as_target, decide, when_told_virgin
 from hast.errors import UnavailableError
 from hast.metadata import Metadata, Pair
 from hast.promotion import as_primary, check_primary, forced
@@ -59,9 +59,10 @@ def test_force_changes_nothing_where_nothing_has_to_be_forced() -> None:
 def test_a_target_is_found_out_of_date_and_a_forced_one_in_split_brain(a: int, b: int, c: int, d: int) -> None:
     """Wherever the two were, also where their counters cannot be: the primary has the newer data, and keeps it."""
     own, theirs = Pair(a, b), Pair(c, d)
-    if not decide(7, own, 7, theirs, False).target or c == 0:
+    if not decide(7, own, 7, theirs, False).target:
         return
     target = replace(TARGET, pair=as_target(own, theirs))
+    theirs = when_told_virgin(theirs)  # as it is by each target, where that makes a difference
     assert decide(7, target.pair, 7, theirs, False).outcome is Outcome.PRIMARY_NEWER
     promoted = forced(target)
     assert promoted.alone and not promoted.syncing

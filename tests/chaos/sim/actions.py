@@ -200,7 +200,7 @@ def a_stage(w: World) -> bool:
         if part.serving:
             if w.tells:
                 w.say(f"{w.name(part.node)}: a stage dies, all are started anew")
-            part.restart_stages()
+            w.guarded(part, part.restart_stages)
             w.counts["stages restarted"] += 1
             return True
     return False

@@ -6,6 +6,7 @@ between any two.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,13 @@ class Primary(Ggate):
             self.detached = self.unrecorded = True
             return
         world.outdated[node] = False
+
+    def start_stages(self) -> None:
+        """hast.primary.Primary._start_stages()."""
+        if self.meta.unmapped and not self.detached:
+            self.fill_map()
+            self.store(replace(self.meta, unmapped=False))
+        super().start_stages()
 
     def fill_map(self) -> None:
         """Raises WorkerFailed."""
@@ -194,10 +202,17 @@ class Primary(Ggate):
         """hast.link.Link.sequencer()."""
         if bits & CONNECTED and self.stage in (UP, PARTING):
             self.peering, _ = peering.joined(self.peering, to_sync)
+            self.mapped()
         if bits & SYNC_DONE:
             self.in_sync()
         if bits & (REMOTE_FAILED | MAP_FAILED):
             self.lose()
+
+    def mapped(self) -> None:
+        """hast.link.Link._mapped()."""
+        if self.meta.unmapped:
+            with suppress(StoreFailed):
+                self.store(replace(self.meta, unmapped=False))
 
     def in_sync(self) -> None:
         """hast.link.Link._in_sync()."""
@@ -327,6 +342,7 @@ class Primary(Ggate):
             return
         assert self.agreement is not None and self.coming is not None
         try:
+            self.peering = peering.met(self.peering, self.agreement)
             agreed, meta = peering.agreed(self.peering, self.agreement)
         except peering.OutdatedError:
             self.coming.there = self.coming.here = False

@@ -101,7 +101,7 @@ class Secondary(Part):
         if world.dies_shaking and fate.chance(16):
             raise Died(self.node, bool(fate.draw(2)) and world.power_storing)
         self.store(made.metadata)
-        if made.outcome not in ("SPLIT_BRAIN", "RESUID_MISMATCH"):
+        if made.outcome not in ("SPLIT_BRAIN", "RESUID_MISMATCH", "OUTDATED"):
             world.doubt[self.node] = world.outdated[self.node] = False
         if world.dies_shaking and fate.chance(16):
             raise Died(self.node, bool(fate.draw(2)) and world.power_storing)

@@ -271,6 +271,8 @@ class World:
         self.outdated[node] = False
         self.oracle.alone[node].clear()
         self.oracle.accept(node)
+        if any(self.oracle.lo[1 - node]):  # what there is now is only there
+            self.oracle.alone[1 - node].add(self.oracle.new())
         self.start_role(node, "secondary")
 
     # ---- a step ----
