@@ -21,9 +21,9 @@ from typing import Any
 from hast import peering
 from hast.config import Resource
 from hast.connect import Established, Route, connect, connect_patiently, tell
-from hast.errors import HastError, TemporaryError
+from hast.errors import DiskError, HastError, TemporaryError
 from hast.ffi import _hast
-from hast.handshake import RefusedError
+from hast.handshake import Agreement, RefusedError
 from hast.messages import MISMATCH_ADVICE, SPLIT_BRAIN_ADVICE, SyncSource
 from hast.metadata import Metadata
 from hast.notice import AHEAD, SYNCED
@@ -66,7 +66,8 @@ class TakenOverError(HastError):
 class Owner:
     """What the link needs of its primary: metadata() and store() for the metadata block, only_raised() what is known of
     it after a failure (hast/peering.py), hook() to run one, fail() when the resource can be served no longer, lonely()
-    when the secondary is lost, keepmap() whether this node cannot store the secondary's map, and the pipeline."""
+    when the secondary is lost, keepmap() whether this node cannot store the secondary's map, superseded() when a newer
+    secondary is to do everything, if that may be, and the pipeline."""
 
     resource: Resource
     pipeline: Pipeline
@@ -77,6 +78,7 @@ class Owner:
     fail: Callable[[HastError], None]
     lonely: Callable[[bool], None]
     keepmap: Callable[[], bool]
+    superseded: Callable[[Agreement, Metadata], bool]
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ class Link:
             self.peering = peering.met(self.peering, agreement)
             self._remember_blank()
             self.peering, metadata = peering.agreed(self.peering, agreement)
-            self._store(metadata)
+            self._store(metadata, agreement)
             stored = True
             message = {
                 "cmd": "connect",
@@ -273,15 +275,19 @@ class Link:
             except HastError as error:
                 self._complain(error)
 
-    def _store(self, metadata: Metadata) -> None:
+    def _store(self, metadata: Metadata, agreement: Agreement) -> None:
         """What was agreed on is durable, or there was nothing new, on a disk that does not even take that again: the
-        secondary is all the more wanted then."""
+        secondary is all the more wanted then. So it is where it is newer, and only the disk does not take that: then it
+        is to do everything, from the next connection on, in which it keeps its map."""
         try:
             self.owner.store(metadata)
         except HastError as error:
-            if metadata != self.owner.metadata() or not self.owner.only_raised():
-                raise
-            self._complain(error)
+            if metadata == self.owner.metadata() and self.owner.only_raised():
+                self._complain(error)
+                return
+            if isinstance(error, DiskError) and self.owner.superseded(agreement, metadata):
+                self._was_syncing = True
+            raise
 
     def _settings(self) -> dict[str, Any]:
         """Those of ConnSettings, but for the sockets."""
@@ -367,6 +373,11 @@ class Link:
         return self._up and not self._lost.is_set() and self.peering.connected
 
     @property
+    def session(self) -> Session | None:
+        """The connection in force, for who has to know later whether it is the same."""
+        return self._session
+
+    @property
     def in_use(self) -> bool:
         """The sequencer has been given a connection, and its end has not been carried out: what was agreed on with the
         secondary has to stay true."""
@@ -443,7 +454,8 @@ class Link:
         """Give the secondary a notice, within `timeout` seconds: it has stored what follows from it when this returns.
 
         Raises HastError: it has not, or nobody knows whether it has. In the latter case "ahead" ends the connection:
-        the next handshake says what the secondary's counters are.
+        the next handshake says what the secondary's counters are. Also when it has, and that connection is gone then:
+        without it this node may have gone its own way, and the next handshake has said, or says, what is true.
         """
         session, name = self._session, self.owner.resource.name
         if session is None or not session.hast:
@@ -458,6 +470,8 @@ class Link:
             if word == AHEAD and self._session is session:
                 self.lose("nobody knows what it has stored")
             raise
+        if word == AHEAD and self._session is not session:
+            raise TemporaryError(f"{name}: the connection was lost while the secondary was asked")
         if pair is not None and self._session is session:
             self.peering = peering.said_ahead(self.peering, pair)
 

@@ -24,8 +24,8 @@ from typing import Protocol
 from hast import boot
 from hast.component import AbsentComponent, Component, open_component
 from hast.config import Resource
-from hast.errors import DataError, HastError
-from hast.link import Link
+from hast.errors import DataError, HastError, TemporaryError
+from hast.link import Link, Session
 from hast.metadata import Metadata
 from hast.notice import AHEAD
 from hast.pipeline import Pipeline
@@ -51,6 +51,7 @@ class Owner(Protocol):
     def _store(self, metadata: Metadata) -> None: ...
     def _lonely(self, failing: bool = False) -> None: ...
     def _remember(self) -> None: ...
+    def _end_retry(self) -> None: ...
 
 
 class Outage:
@@ -81,7 +82,9 @@ class Outage:
             owner._store(replace(metadata, syncing=True))
         except HastError as error:
             log.error("%s; asking the secondary to store that it is ahead", error)
-            self._asking = asyncio.get_running_loop().create_task(self._ask(link, unstored))
+            if self._asking is not None:  # of a connection that is gone: its answer is not for this question
+                self._asking.cancel()
+            self._asking = asyncio.get_running_loop().create_task(self._ask(link, link.session, unstored))
             return
         if detach:
             log.error("%s: component %s has failed and is given up: everything is done by the secondary", name, path)
@@ -93,32 +96,52 @@ class Outage:
         self._done(detach)
 
     def _done(self, detach: bool) -> None:
+        self.owner._end_retry()  # nothing is acknowledged without the secondary from now on: what was asked for is void
         self.detached = self.detached or detach
         if self.detached and self.owner.metadata is not None:
             boot.give_up(self.owner.rundir, self.owner.metadata)
         self._tell("detach" if detach else "outdated")
 
-    async def _ask(self, link: Link, unstored: bool) -> None:
-        """The component does not even take its metadata. unstored: nor that both nodes were in sync, before."""
-        name = self.owner.resource.name
+    async def _ask(self, link: Link, session: Session | None, unstored: bool) -> None:
+        """The component does not even take its metadata. session: the connection that the sequencer's question is of.
+        unstored: nor did it take that both nodes were in sync, before."""
+        name, before = self.owner.resource.name, self.owner.metadata
         try:
             await link.notify(AHEAD)
+            if self.owner.metadata != before:
+                link.lose("its counters changed while the secondary was asked")
+                raise TemporaryError(f"{name}: counters changed while the secondary was asked")
         except HastError as error:
             log.error("%s: the failure of its component cannot be hidden: %s", name, error)
+            if link.session is not session:
+                return  # with the connection the question was void; there may be another one by now
             self._tell("refused")
             if unstored and link.connected:
                 link.in_sync_later()
             return
-        assert self.owner.metadata is not None
-        # Not on disk: whoever comes after this process reads it in the note, or in the secondary's counters.
-        boot.outdate(self.owner.rundir, name, self.owner.metadata.resuid)
-        self.owner.metadata = replace(self.owner.metadata, syncing=True)
-        self.unrecorded = True
-        path = self.owner.resource.localpath
-        log.error("%s: component %s has failed and cannot be written: everything is done by the secondary", name, path)
+        assert before is not None
         link.outdated()
-        self._done(True)
+        self._unrecorded(before)
         self.owner._lonely()  # it may have been lost meanwhile
+
+    def superseded(self, metadata: Metadata) -> None:
+        """The secondary has newer data, and its counters say so; this component does not even take that. metadata: what
+        was to be stored."""
+        self._unrecorded(metadata)
+        self.owner._lonely()
+
+    def _unrecorded(self, metadata: Metadata) -> None:
+        """Only the secondary knows that this component is out of date."""
+        owner = self.owner
+        name, path = owner.resource.name, owner.resource.localpath
+        # Not on disk: whoever comes after this process reads it in the note, or in the secondary's counters.
+        boot.outdate(owner.rundir, name, metadata.resuid)
+        owner.metadata = replace(metadata, syncing=True, unmapped=False)
+        self.unrecorded = True
+        log.error("%s: component %s has failed and cannot be written: everything is done by the secondary", name, path)
+        self._done(True)
+        if self._asking is not None and self._asking is not asyncio.current_task():
+            self._asking.cancel()  # it has nothing to say any more
         self._asking = asyncio.get_running_loop().create_task(self._record())
 
     async def _record(self) -> None:

@@ -115,6 +115,16 @@ def only_raised(metadata: Metadata, attempts: Iterable[Metadata]) -> bool:
     )
 
 
+def found_newer(agreement: Agreement, attempts: Iterable[Metadata]) -> bool:
+    """Whether the secondary's counters tell by themselves that this node's component is out of date, or that both nodes
+    have something of their own, whichever of attempts is on a disk that has failed to store them: then that need not be
+    stored here, if the secondary is one of ours, and keeps a map that says so of everything."""
+    if not agreement.hast or agreement.syncsrc is not SyncSource.SECONDARY:
+        return False
+    known = agreement.metadata
+    return only_raised(known, (replace(attempt, syncing=known.syncing) for attempt in attempts))
+
+
 def joined(peering: Peering, to_sync: int) -> tuple[Peering, Hooks]:
     """The merged map is durable, requests go to the secondary; to_sync: extents that are to be copied."""
     if peering.phase is not Phase.JOINING:

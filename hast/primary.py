@@ -30,6 +30,7 @@ from hast.device.nbd import NbdExport
 from hast.device.nbdlisten import NbdListener
 from hast.errors import DiskError, HastError, TemporaryError, UnavailableError
 from hast.ffi import _hast
+from hast.handshake import Agreement
 from hast.link import MODES, Link, Owner
 from hast.metadata import Metadata
 from hast.outage import DETACHED, Outage
@@ -233,10 +234,26 @@ class Primary:
             return self.outage is not None and self.outage.unrecorded
 
         def only_raised() -> bool:
-            return peering.only_raised(metadata(), self.attempts)
+            # What is on the disk does not matter where the secondary's counters, and the note, say what is true.
+            return keepmap() or peering.only_raised(metadata(), self.attempts)
+
+        def superseded(agreement: Agreement, metadata: Metadata) -> bool:
+            if self.outage is None or not peering.found_newer(agreement, self.attempts):
+                return False
+            self.outage.superseded(metadata)
+            return True
 
         return Owner(
-            self.resource, self.pipeline, metadata, self._store, only_raised, hook, self._fail, self._lonely, keepmap
+            self.resource,
+            self.pipeline,
+            metadata,
+            self._store,
+            only_raised,
+            hook,
+            self._fail,
+            self._lonely,
+            keepmap,
+            superseded,
         )
 
     def _store(self, metadata: Metadata) -> None:
@@ -381,6 +398,11 @@ class Primary:
         `timeout`. number: of the question; until: when it is given up, in the loop's time."""
         assert self.metadata is not None and self.pipeline is not None
         loop, link = asyncio.get_running_loop(), self.link
+        if self.metadata.syncing:
+            # Nothing is acknowledged without the secondary now: it was asked before that was known, and is void. Not if
+            # it was a handshake that has said so, and its connection is not used because of those who wait.
+            self.owed = (number, until) if link is not None and link.in_use else None
+            return
         if link is not None:
             link.apart()
         alone = peering.wrote_alone(link.peering if link is not None else None, self.metadata)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 from collections.abc import Callable
 
 import pytest
 
+from hast import boot
+from hast.outage import DETACHED
 from tests.e2e.node import MIB, eventually
 from tests.e2e.pair import Pair
 from tests.faultdisk import FaultDisk
@@ -105,11 +109,54 @@ def test_secondary_comes_back_to_a_disk_that_takes_nothing(prepared: tuple[Pair,
         eventually(lambda: raw.write(0, NEW) == 0, "the secondary is used")
         assert raw.read(0, len(NEW)) == NEW and pair.data(pair.b)[: len(NEW)] == NEW
         assert raw.do(FLUSH).error == 0
+        # And so it does when it was away, though what was stored in vain may be on that disk.
+        pair.b.stop()
+        pair.b.start()
+        pair.b.set_role("secondary")
+        eventually(lambda: raw.write(2 * MIB, NEW) == 0, "the secondary is used again")
         disk.heal()
     pair.a.kill()
     pair.b.set_role("primary")
     with RawClient(pair.b.socket()) as raw:
-        assert raw.read(0, len(NEW)) == NEW
+        assert raw.read(0, len(NEW)) == NEW and raw.read(2 * MIB, len(NEW)) == NEW
+
+
+@pytest.mark.parametrize("how", ["worker", "power"])
+def test_newer_secondary_of_a_disk_that_takes_nothing(prepared: tuple[Pair, FaultDisk], how: str) -> None:
+    """The other node was primary meanwhile (or has stored that it is ahead, and nobody has heard it). This disk does
+    not take that its component is out of date: the secondary does everything. Its counters say so also when this
+    node has lost all that it knew; and its map, that they may differ anywhere."""
+    pair, disk = prepared
+    pair.a.kill()
+    pair.b.set_role("primary")
+    with RawClient(pair.b.socket()) as raw:
+        assert raw.write(MIB, NEW) == 0
+    pair.b.set_role("secondary")
+    disk.fail("write", errno.EIO)
+    pair.a.start()
+    pair.a.set_role("primary")
+    with RawClient(pair.a.socket()) as raw:
+        eventually(lambda: raw.write(5 * MIB, NEW) == 0, "the secondary is used")
+        assert raw.read(MIB, len(NEW)) == NEW and pair.data(pair.b)[5 * MIB :][: len(NEW)] == NEW
+        assert raw.do(FLUSH).error == 0
+    assert pair.a.status()["role"] == "primary" and pair.a.status()["syncing"] == DETACHED
+    if how == "worker":
+        os.kill(int(pair.a.status()["workerpid"]), signal.SIGKILL)
+        eventually(lambda: pair.a.said().count(" serves ") == 3, "there is another worker")
+    else:
+        pair.a.kill()
+        for note in (boot.note, boot.outdated_note, boot.detached_note):  # they were in memory
+            note(pair.a.rundir, pair.a.name()).unlink(missing_ok=True)
+        disk.heal()
+        pair.a.start()
+        pair.a.set_role("primary")
+    with RawClient(pair.a.socket()) as raw:
+        for at in (MIB, 5 * MIB):
+            assert raw.read(at, len(NEW)) == NEW
+    if how == "power":
+        pair.wait_in_sync(pair.a)
+        assert pair.differing() is None
+    disk.heal()
 
 
 def test_slow_disk_of_the_primary(prepared: tuple[Pair, FaultDisk]) -> None:

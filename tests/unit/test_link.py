@@ -18,7 +18,7 @@ from hast.config import Resource
 from hast.connect import Established
 from hast.control import Role
 from hast.decision import Outcome, decide
-from hast.errors import HastError, TemporaryError
+from hast.errors import DiskError, HastError, TemporaryError
 from hast.ffi import _hast
 from hast.handshake import Agreement
 from hast.link import Link, Owner
@@ -54,6 +54,7 @@ class Primary:
                 fail=self.failures.append,
                 lonely=self._lonely,
                 keepmap=lambda: False,
+                superseded=lambda agreement, metadata: False,
             ),
             virgin=False,
         )
@@ -65,6 +66,9 @@ class Primary:
         pass
 
     def _remember(self) -> None:
+        pass
+
+    def _end_retry(self) -> None:
         pass
 
     def send(self, stage: int, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
@@ -120,6 +124,51 @@ def test_component_that_fails_while_the_connection_is_given_up_is_not_outdated()
 
     asyncio.run(body())
 
+
+class Takes:
+    """A component that takes nothing any more."""
+
+    path = "/nonexistent"
+
+    def fill_map(self, metadata: Metadata) -> None:
+        raise DiskError("data: component /nonexistent cannot be written")
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["no connection", "another connection"])
+def test_answer_that_comes_when_its_connection_is_gone_changes_nothing(
+    again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The secondary is asked to store that it is ahead. The connection is lost meanwhile, and this node goes on alone.
+    What it has acknowledged since must not get out of reach; and what the answer would have decided is decided anew,
+    for whatever fails on the next connection."""
+
+    async def body() -> None:
+        primary, answer = Primary(), asyncio.get_running_loop().create_future()
+
+        async def tell(*_: object) -> Pair:
+            return await asyncio.shield(answer)
+
+        monkeypatch.setattr(link_module, "tell", tell)
+        primary.component = Takes()
+        primary.connect(Pair(1, 1), SyncSource.PRIMARY, hast=True)
+        primary.link.sequencer(lib.HAST_SEQ_CONNECTED, 0)
+        outage = Outage(primary)
+        outage.failed(detach=True)
+        asking = outage._asking
+        assert asking is not None
+        await asyncio.sleep(0)
+        primary.link._down()
+        alone = primary.metadata = peering.wrote_alone(primary.link.peering, primary.metadata)
+        if again:
+            primary.told.clear()
+            primary.connect(Pair(1, 1), SyncSource.PRIMARY, hast=True)
+        answer.set_result(Pair(2, 1))
+        await asking
+        assert not outage.detached and not outage.unrecorded and not primary.metadata.syncing
+        assert primary.metadata.pair == alone.pair and primary.told == ["connect"]
+        assert primary.link.session is None or primary.link.peering.peer == Pair(1, 1)
+
+    asyncio.run(body())
 
 
 def test_secondary_that_was_never_used_is_remembered_while_this_node_is_out_of_date() -> None:

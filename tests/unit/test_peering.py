@@ -93,6 +93,18 @@ def test_what_is_newer_on_the_secondary_is_everywhere_until_its_map_is_merged() 
     assert again.syncing and not again.unmapped
 
 
+def test_a_newer_secondary_is_found_whatever_is_on_the_disk() -> None:
+    found = replace(agreement(Pair(3, 2), Pair(3, 3), SyncSource.SECONDARY), hast=True)
+    here = found.metadata
+    raised = replace(here, pair=Pair(4, 2), alone=True)
+    known = [replace(here, syncing=True), replace(here, syncing=True, unmapped=True), raised]
+    assert peering.found_newer(found, known)
+    assert not peering.found_newer(replace(found, hast=False), known)
+    assert not peering.found_newer(replace(found, syncsrc=SyncSource.PRIMARY), known)
+    # With counters that say "in sync" this node's old data would be copied to the other one.
+    assert not peering.found_newer(found, [*known, replace(here, pair=Pair(3, 3))])
+
+
 def test_requests_begin_when_the_map_is_durable() -> None:
     state, _ = peering.agreed(Peering(virgin=True), agreement(Pair(), Pair()))
     assert not state.connected

@@ -235,6 +235,21 @@ def test_shortage_when_localcnt_is_to_be_raised_is_waited_for(scene: Scene) -> N
     scene.run(body)
 
 
+def test_nothing_is_counted_as_written_alone_once_it_is_known_that_it_is_out_of_date(scene: Scene) -> None:
+    """It was asked for when the secondary was lost, and comes when it is stored that the secondary has the truth."""
+
+    async def body(primary: Primary) -> None:
+        await primary.start({}, [])
+        assert primary.metadata is not None
+        primary._store(replace(primary.metadata, syncing=True))
+        before = primary.metadata
+        question = {"bits": _hast.lib.HAST_SEQ_NEED_DEGRADED, "dirty": 0, "detach": False, "number": 7}
+        primary._stage_message(GGATE, {"event": "seq", **question})
+        assert primary.metadata == before and primary.retry is None and primary.owed is None
+
+    scene.run(body)
+
+
 def test_all_is_read_there_where_it_was_not_known_yet_what_is_newer_on_the_secondary(scene: Scene) -> None:
     """The worker before this one has died before the secondary's map was merged into its own."""
 

@@ -44,8 +44,11 @@ class Primary(Ggate):
         self.teller = False  # the secondary is to be told that the synchronisation is complete
         self.asking = False  # or that it is ahead
         self.asked: Any = None  # the session in which it is to be asked that
+        self.asked_meta: Any = None  # and what was stored when it was
+        self.answer: tuple[Pair | None] | None = None  # what it has stored, on its way; None in it: nobody knows
         self.unstored = self.again = False  # "in sync" is to be stored; and was, when the component failed
         self.retry: int | None = None  # number of the question whose answer could not be stored
+        self.void: int | None = None  # of one that is void if the connection turns out to be used
         self.patient = False  # hast.primary.Primary.patience
         self.app: list[Op] = []  # requests to be issued again
         self.running = False  # it has stages
@@ -151,7 +154,7 @@ class Primary(Ggate):
             self.down()
             return
         if bits & SYNC_DONE:
-            self.retry = None
+            self.retry = self.void = None
         self.link_events(bits, to_sync)
         if bits & SYNC_DONE:
             self.remember()
@@ -162,6 +165,9 @@ class Primary(Ggate):
 
     def go_degraded(self, number: int) -> None:
         """hast.primary.Primary._go_degraded()."""
+        if self.meta.syncing:
+            self.retry, self.void = None, number if self.session is not None else None
+            return
         again, self.retry, self.unstored = self.retry is not None, None, False
         alone = peering.wrote_alone(self.peering, self.meta)
         if self.session is not None and alone != self.meta:
@@ -188,8 +194,12 @@ class Primary(Ggate):
     def unused(self) -> None:
         """What the handshake said of the own data has had no consequence."""
         meta = peering.unused(self.meta, self.shaking.syncing)
-        if meta != self.meta or not peering.only_raised(meta, self.attempts):
+        if meta != self.meta or not self.only_raised():
             self.store(meta)
+
+    def only_raised(self) -> bool:
+        """hast.link.Owner.only_raised()."""
+        return self.unrecorded or peering.only_raised(self.meta, self.attempts)
 
     def try_again(self) -> None:
         """What could not be stored."""
@@ -253,7 +263,7 @@ class Primary(Ggate):
                 self.fill_map()
             self.store(replace(meta, syncing=True))
         except WorkerFailed:
-            self.asking, self.asked = True, self.session
+            self.asking, self.asked, self.answer = True, self.session, None
             return
         if self.again:
             self.peering = peering.in_sync(self.peering, self.meta)[0]
@@ -263,33 +273,45 @@ class Primary(Ggate):
 
     def turned(self, detach: bool) -> None:
         self.world.counts["detached" if detach else "outdated"] += 1
+        self.retry = self.void = None
         self.detached = self.detached or detach
         self.orders.append(("detach" if detach else "outdated", None))
 
     def ask(self, secondary: Secondary | None) -> None:
-        """Outage._ask(): the other node is to store that it is ahead. It may do so and not be heard."""
-        self.asking = False
-        fate = self.world.fate
-        refused = self.session is not self.asked or not peering.may_say_ahead(self.peering, self.meta)
-        if not refused:
-            pair = None
-            heard = secondary is not None and not self.world.partition
-            if heard and secondary is not None:
-                self.world.guarded(secondary, lambda: secondary.heed(AHEAD, self.session) and None)
-                pair = Pair(*secondary.ahead) if secondary.ahead else None
-                secondary.ahead = None
-            if pair is None or fate.chance(4):
+        """Outage._ask(): the other node is to store that it is ahead. It may do so and not be heard, or only when the
+        connection is another one."""
+        same = self.session is self.asked
+        if self.answer is None and same and peering.may_say_ahead(self.peering, self.meta):
+            self.asked_meta, self.answer = self.meta, (self.say_ahead(secondary),)
+            return
+        answer, self.answer, self.asking = self.answer, None, False
+        pair = answer[0] if answer is not None else None
+        if not same:
+            self.world.counts["asked in vain"] += 1
+            return
+        if pair is None or self.meta != self.asked_meta:
+            if answer is not None:
                 self.lose()
-                refused = True
-            else:
-                self.peering = peering.said_ahead(self.peering, pair)
-        if refused:
             self.orders.append(("refused", None))
             self.unstored = self.again and self.linked
             return
-        self.meta = replace(self.meta, syncing=True)
-        self.unrecorded = self.world.outdated[self.node] = self.world.doubt[self.node] = True
+        self.peering = peering.said_ahead(self.peering, pair)
         self.peering, _ = peering.outdated(self.peering)
+        self.not_recorded(self.meta)
+
+    def say_ahead(self, secondary: Secondary | None) -> Pair | None:
+        """What it has stored then, as far as that is heard."""
+        pair = None
+        if secondary is not None and not self.world.partition:
+            self.world.guarded(secondary, lambda: secondary.heed(AHEAD, self.session) and None)
+            pair = Pair(*secondary.ahead) if secondary.ahead else None
+            secondary.ahead = None
+        return None if pair is None or self.world.fate.chance(4) else pair
+
+    def not_recorded(self, meta: Metadata) -> None:
+        """Outage._unrecorded()."""
+        self.meta = replace(meta, syncing=True, unmapped=False)
+        self.unrecorded = self.world.outdated[self.node] = self.world.doubt[self.node] = True
         self.turned(True)
         self.lonely()
 
@@ -355,7 +377,10 @@ class Primary(Ggate):
         try:
             self.store(meta)
         except StoreFailed:  # hast.link.Link._store()
-            if meta != self.meta or not peering.only_raised(meta, self.attempts):
+            if meta != self.meta or not self.only_raised():
+                if peering.found_newer(self.agreement, self.attempts):  # hast.outage.Outage.superseded()
+                    self.world.counts["superseded"] += 1
+                    self.not_recorded(meta)
                 self.coming.there = self.coming.here = False
                 self.attempt_failed()
                 return
@@ -378,6 +403,8 @@ class Primary(Ggate):
         self.stage = DOWN
         self.lost = self.teller = self.unstored = False
         self.session = None
+        if self.void is not None:
+            self.retry, self.void = self.void, None
         self.peering, _ = peering.lost(self.peering, 0.0)
         self.lonely()
 
