@@ -311,9 +311,10 @@ class Link:
             self._run(hooks)
         if bits & lib.HAST_SEQ_SYNC_DONE:
             self._in_sync()
-        if bits & (lib.HAST_SEQ_REMOTE_FAILED | lib.HAST_SEQ_MAP_FAILED):
-            failing = bool(bits & lib.HAST_SEQ_REMOTE_FAILED)
-            self.lose("the secondary could not do a request" if failing else "map failed", failing=failing)
+        if bits & lib.HAST_SEQ_REMOTE_FAILED:
+            self.lose("the secondary could not do a request", failing=True)
+        elif bits & lib.HAST_SEQ_MAP_FAILED and self.peering.phase is peering.Phase.JOINING:
+            self.lose("its map cannot be stored here")
 
     def _mapped(self) -> None:
         """The map on disk says where the secondary's data is the newer. Where that cannot be stored, a primary that is

@@ -103,12 +103,20 @@ def unused(metadata: Metadata, was_syncing: bool) -> Metadata:
 
 
 def only_raised(metadata: Metadata, attempts: Iterable[Metadata]) -> bool:
-    """Whether nothing but metadata, or the same with localcnt raised, can be on a disk that has failed to store
-    attempts. Such a disk says at worst that its node has written alone, which has its map believed: with nothing else
-    to be stored, the secondary may be used."""
+    """Whether nothing but metadata, or the same with localcnt raised, or with `syncing`, can be on a disk that has
+    failed to store attempts. Such a disk says at worst that its node has written alone, which has its map believed, or
+    that it is out of date, as the secondary had everything: with nothing else to be stored, that may be used."""
     return all(
-        replace(attempt, pair=metadata.pair, alone=metadata.alone, unmapped=metadata.unmapped, blank=metadata.blank)
+        replace(
+            attempt,
+            pair=metadata.pair,
+            alone=metadata.alone,
+            syncing=metadata.syncing,
+            unmapped=metadata.unmapped,
+            blank=metadata.blank,
+        )
         == metadata
+        and (attempt.syncing == metadata.syncing or (attempt.syncing and attempt.pair == metadata.pair))
         and attempt.pair.remotecnt == metadata.pair.remotecnt
         and attempt.pair.localcnt >= metadata.pair.localcnt
         for attempt in attempts

@@ -459,7 +459,7 @@ hast_seq_drain(struct hast_arena *a)
 void
 hast_seq_load_map(struct hast_arena *a, const uint8_t *map)
 {
-	seq_map_merge(a, map, 1);
+	(void)seq_map_merge(a, map, 1);
 }
 
 void
@@ -470,8 +470,7 @@ hast_seq_connect(struct hast_arena *a, const uint8_t *map)
 	s->asked = 0;
 	s->given_up = s->no_turn = s->settling = 0;
 	s->joining = 1;
-	if (map != NULL)
-		seq_map_merge(a, map, 0);
+	s->merged = map != NULL ? seq_map_merge(a, map, 0) : 0;
 	/* Also when nothing was merged: what an earlier failure left changed has to be durable now. */
 	seq_map_start(a);
 	if (!s->map_busy)

@@ -177,6 +177,7 @@ struct hast_seq {
 	uint32_t detach_on_error;	/* setting: any failure of the local component ends its use */
 	uint32_t durable_head;
 	uint32_t durable_tail;
+	uint32_t merged;		/* the secondary's own map says something that this node's has to say as well */
 	uint64_t turn_epoch;		/* the secondary has everything when it has flushed this */
 	uint64_t confirm_epoch;
 	uint64_t flushed_remote;	/* mutations up to this epoch are durable on the secondary */

@@ -162,7 +162,7 @@ int seq_turn(struct hast_arena *a, int detach);
 void seq_durable_wait(struct hast_arena *a, struct hast_bio *bio, int remote_ok);
 /* Acknowledges those that may be; asks for a flush if one is needed. */
 void seq_durable_go_on(struct hast_arena *a);
-/* The secondary is there: before anything is read there, it is to be durable. */
+/* The secondary is there: before anything is read there, it is to be durable. The caller asks for a flush if `confirming`. */
 void seq_confirm(struct hast_arena *a);
 /* The secondary is lost: none of them is acknowledged because of it any more. */
 void seq_durable_lost(struct hast_arena *a);
@@ -193,8 +193,8 @@ void seq_map_suspect(struct hast_arena *a);
 void seq_map_wait(struct hast_arena *a, struct hast_bio *bio);
 /* The map update has completed. */
 void seq_map_done(struct hast_arena *a, int error);
-/* Extents that are dirty or out of sync in map (mapsize bytes) become so here too. */
-void seq_map_merge(struct hast_arena *a, const uint8_t *map, int ondisk);
+/* Extents that are dirty or out of sync in map (mapsize bytes) become so here too. 1: there are any. */
+uint32_t seq_map_merge(struct hast_arena *a, const uint8_t *map, int ondisk);
 /* Clears what may be cleared. Number of extents that only a flush keeps from being cleared. */
 uint64_t seq_map_clean(struct hast_arena *a);
 void seq_map_start(struct hast_arena *a);

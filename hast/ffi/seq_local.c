@@ -164,7 +164,6 @@ seq_confirm(struct hast_arena *a)
 		return;
 	s->confirming = 1;
 	s->confirm_epoch = s->epoch;
-	(void)seq_own_flush(a);
 }
 
 void

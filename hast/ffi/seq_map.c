@@ -276,9 +276,11 @@ seq_map_wait(struct hast_arena *a, struct hast_bio *bio)
 	seq_map_start(a);
 }
 
-void
+uint32_t
 seq_map_merge(struct hast_arena *a, const uint8_t *map, int ondisk)
 {
+	uint32_t found = 0;
+
 	for (uint64_t n = 0; n < a->nextents; n++) {
 		uint8_t bit = (uint8_t)(1u << (n & 7));
 
@@ -295,7 +297,9 @@ seq_map_merge(struct hast_arena *a, const uint8_t *map, int ondisk)
 			mark_changed(a, n);
 		dirty_of(a)[n >> 3] |= bit;
 		mark_sync(a, n);
+		found = 1;
 	}
+	return found;
 }
 
 /* ---- map updates ---- */
@@ -491,16 +495,52 @@ seq_map_wake(struct hast_arena *a)
 		seq_map_start(a);
 }
 
+/* Requests go to the secondary from now on. */
+static void
+join(struct hast_arena *a)
+{
+	struct hast_seq *s = seq_of(a);
+
+	s->joining = 0;
+	s->connected = 1;
+	s->degraded_ok = 0;
+	s->events |= HAST_SEQ_CONNECTED;
+	seq_mark_local(a);
+	seq_confirm(a);
+}
+
+/* Is all that the secondary's own map says in this node's, and durable? It clears its own when it has the first request. */
+static int
+peers_map_kept(struct hast_arena *a)
+{
+	const struct hast_seq *s = seq_of(a);
+	const uint8_t *sync = sync_of(a), *ondisk = ondisk_of(a);
+
+	if (s->merged == 0)
+		return 1;
+	for (uint64_t i = 0; i < (a->nextents + 7) / 8; i++)
+		if ((sync[i] & ~ondisk[i]) != 0)
+			return 0;
+	return s->metaflush != 0;	/* else it need not be durable */
+}
+
 /* The update has failed. What to tell those who needed it: 0: nothing, the secondary takes this component's place. */
 static int
 map_failed(struct hast_arena *a, int error, uint64_t offset, uint64_t length)
 {
 	struct hast_seq *s = seq_of(a);
+	int joins = s->joining && peers_map_kept(a), turned;
 
 	memset(changed_of(a) + offset / HAST_MAP_BLOCK, 1, (length + HAST_MAP_BLOCK - 1) / HAST_MAP_BLOCK);
 	s->map_dirty = 1;
 	s->stats.map_error++;
-	if (seq_turn(a, 1))
+	/* What this node alone wants to mark is no reason to leave the secondary, which is all the more wanted. */
+	if (joins)
+		join(a);
+	turned = seq_turn(a, 1);
+	if (joins && s->confirming)
+		(void)seq_own_flush(a);
+	if (turned)
 		return 0;
 	s->joining = 0;
 	seq_raise(a, HAST_SEQ_MAP_FAILED);
@@ -529,12 +569,9 @@ seq_map_done(struct hast_arena *a, int error)
 	if (error == 0 && s->joining) {
 		seq_map_start(a);
 		if (!s->map_busy) {
-			s->joining = 0;
-			s->connected = 1;
-			s->degraded_ok = 0;
-			s->events |= HAST_SEQ_CONNECTED;
-			seq_mark_local(a);
-			seq_confirm(a);
+			join(a);
+			if (s->confirming)
+				(void)seq_own_flush(a);
 		}
 	}
 	if (wake_waiters(a, error, offset, length))

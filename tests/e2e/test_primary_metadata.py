@@ -97,17 +97,19 @@ def test_secondary_comes_back_before_the_metadata_can_be_stored(prepared: tuple[
     assert pair.differing() is None and pair.data(pair.b)[: len(NEW)] == NEW
 
 
-def test_secondary_comes_back_to_a_disk_that_takes_nothing(prepared: tuple[Pair, FaultDisk]) -> None:
+@pytest.mark.parametrize("offset", [MIB, 10 * MIB], ids=["a dirty extent", "a clean one"])
+def test_secondary_comes_back_to_a_disk_that_takes_nothing(prepared: tuple[Pair, FaultDisk], offset: int) -> None:
     """Neither data nor map nor metadata: from then on the secondary does everything."""
     pair, disk = prepared
     with RawClient(pair.a.socket()) as raw:
         disk.fail("write", errno.EIO)
         pair.b.stop()
-        assert raw.write(MIB, NEW) == EIO  # there is no good copy that it could be written to
+        assert raw.write(offset, NEW) == EIO  # there is no good copy that it could be written to
         pair.b.start()
         pair.b.set_role("secondary")
         eventually(lambda: raw.write(0, NEW) == 0, "the secondary is used")
         assert raw.read(0, len(NEW)) == NEW and pair.data(pair.b)[: len(NEW)] == NEW
+        assert raw.write(offset, NEW) == 0
         assert raw.do(FLUSH).error == 0
         # And so it does when it was away, though what was stored in vain may be on that disk.
         pair.b.stop()

@@ -208,6 +208,7 @@ class Model(Flushes):
         self.given_up = self.no_turn = self.settling = False
         self.joining = True
         bitmap &= self.all
+        self.merging = bool(bitmap)
         self.merged |= bitmap & ~self.map.sure
         self.out |= bitmap
         self.dirty |= bitmap

@@ -76,6 +76,7 @@ class State:
         self.covered = 0  # extents that the flush under way makes durable on both
         self.copies_fresh = self.copies_covered = 0  # the same, of extents that were copied
         self.out = disk_map.content & self.all  # may differ between the nodes
+        self.merging = False  # the secondary's own map says something
         self.merged = 0  # of these, those that the map on disk need not say yet
         self.dirty = self.out
         self.kept: OrderedDict[int, None] = OrderedDict()  # the most recently used last

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.sim.harness import ASYNC, LOCAL, MAP_FAILED, MEMSYNC, NEED_DEGRADED, REMOTE
+from tests.sim.harness import ASYNC, CONNECTED, LOCAL, MAP_FAILED, MEMSYNC, NEED_DEGRADED, REMOTE
 from tests.sim.model_state import L, Op, R, State
 
 
@@ -94,14 +94,30 @@ class Writes(State):
         """Before: map.flight is still there. The caller has let the disk model fail or finish it. Whether those who
         needed it are refused."""
         assert self.seq.map_slot not in self.ops
-        refused = False
         if not error:
             self.asked &= ~MAP_FAILED
-        elif not self.turn(True):
-            refused = True
-            self.joining = False
-            self.raise_once(MAP_FAILED)
-        return refused
+            return False
+        if self.joining and self.peers_map_kept():
+            self.join()
+        if self.turn(True):
+            return False
+        self.joining = False
+        self.raise_once(MAP_FAILED)
+        return True
+
+    def peers_map_kept(self) -> bool:
+        """Is what the secondary's own map says in the one on disk for certain?"""
+        return not self.merging or (bool(self.seq.s.metaflush) and not self.out & ~self.map.sure)
+
+    def join(self) -> None:
+        """Requests go to the secondary from now on."""
+        self.joining = self.degraded = False
+        self.connected = True
+        self.confirming = self.sync_remote
+        self.events |= CONNECTED
+        for op in self.locks:
+            if op.mutation and op.started and not op.used & R:
+                self.out |= op.mask
 
     def map_refuse(self, wanted: int, error: int) -> None:
         """Those go whose extents that very update was to make dirty. wanted: the bits that it has failed to set."""

@@ -7,7 +7,6 @@ from collections import OrderedDict
 from tests.sim.harness import (
     BLOCKED,
     CLAIMED,
-    CONNECTED,
     DONE,
     DURABLEWAIT,
     FLAG_DURABLE,
@@ -31,7 +30,7 @@ from tests.sim.harness import (
     each_extent,
 )
 from tests.sim.model import Model
-from tests.sim.model_state import L, Op, R, require
+from tests.sim.model_state import L, Op, require
 
 FLAGS = (
     "sync_on",
@@ -183,13 +182,7 @@ class Oracle(Model):
         """The merged map is durable as soon as no update is left to be made."""
         if self.joining and self.map.flight is None:
             require(not self.merged & ~self.map.sure, "no update for the merged map is under way")
-            self.joining = self.degraded = False
-            self.connected = True
-            self.confirming = self.sync_remote
-            self.events |= CONNECTED
-            for op in self.locks:
-                if op.mutation and op.started and not op.used & R:
-                    self.out |= op.mask
+            self.join()
 
     def map_started(self, given: list[int], dirty: int) -> None:
         slot = self.seq.map_slot

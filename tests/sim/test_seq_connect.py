@@ -5,6 +5,7 @@ import pytest
 from tests.sim.harness import (
     ASYNC,
     CONNECTED,
+    EIO,
     FLAG_DURABLE,
     FULLSYNC,
     MAP_FAILED,
@@ -138,6 +139,39 @@ def test_failed_update_ends_the_joining() -> None:
     assert b.updating() == {0, 1, 5}
     b.map_done()
     assert b.raised == CONNECTED
+
+
+def test_failed_update_of_other_extents_than_the_secondarys_does_not_end_the_joining() -> None:
+    """What it has marked itself is here already. A map that cannot be written is no reason to leave it, for ever."""
+    b = Bench(connected=False, load=0b11)
+    refused = b.write(5)
+    b.map_done(EIO)
+    assert b.answers == {refused: EIO}
+    b.raised = 0
+    b.connect(0b10)
+    ready, waiting = b.write(0), b.write(9)
+    b.map_done(EIO)
+    assert b.raised == CONNECTED | MAP_FAILED and b.seq.s.connected == 1
+    assert ready in b.remote and ready in b.local and waiting not in b.remote
+    b.map_done(EIO)
+    assert b.answers == {refused: EIO, waiting: EIO}
+    b.synchronise()
+    b.write(9)
+    b.map_done(EIO)
+    assert b.seq.s.turning == 1, "it has everything: it takes the place of this component"
+
+
+def test_failed_update_ends_the_joining_where_what_is_marked_need_not_be_durable() -> None:
+    b = Bench(connected=False, load=0b11)
+    b.seq.s.metaflush = 0
+    b.connect(0b10)
+    b.map_done(EIO)
+    assert b.raised == MAP_FAILED and b.seq.s.connected == 0
+    b.disconnect()
+    b.raised = 0
+    b.connect()
+    b.map_done(EIO)
+    assert b.raised == CONNECTED | MAP_FAILED
 
 
 def test_joining_that_breaks_off_lets_writes_go_on_alone() -> None:

@@ -174,3 +174,20 @@ def test_extents_marked_while_connected_are_copied_without_a_new_connection() ->
         b.done(chunk)
     own_flush(b)
     assert b.raised & SYNC_DONE and b.seq.sync() == set()
+
+
+def test_out_of_date_and_the_map_cannot_be_written_when_the_secondary_comes() -> None:
+    """It has everything, and nothing marked that is not marked here: it does all of it."""
+    b = old(3, connected=False)
+    refused = b.write(9)
+    b.map_done(EIO)
+    assert b.answers == {refused: EIO}
+    waiting = b.write(10)
+    b.raised = 0
+    b.connect()
+    b.map_done(EIO)
+    assert b.raised == CONNECTED and waiting not in b.answers
+    own_flush(b)
+    assert b.raised == CONNECTED | LOCAL_FAILED and b.seq.s.turn_detach == 1
+    b.detach()
+    assert waiting in b.remote and waiting not in b.local

@@ -62,8 +62,8 @@ MISTAKES = [
     ),
     in_map(
         "join_before_the_map",
-        "\t\tif (!s->map_busy) {\n\t\t\ts->joining = 0;",
-        "\t\t{\n\t\t\ts->joining = 0;",
+        "\t\tif (!s->map_busy) {\n\t\t\tjoin(a);",
+        "\t\t{\n\t\t\tjoin(a);",
     ),
     in_seq(
         "read_what_is_older_there",

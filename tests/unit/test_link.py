@@ -229,3 +229,16 @@ def test_ggate_takes_a_whole_map_or_none(size: int, joined: bool, monkeypatch: p
             os.close(fd)
     else:
         assert [message["event"] for message in told] == ["unjoined"] and taken == []
+
+
+def test_map_that_cannot_be_written_is_no_reason_to_leave_a_secondary_that_is_used() -> None:
+    """Only one whose own map was to be written."""
+
+    async def body() -> None:
+        for bits, used in ((lib.HAST_SEQ_CONNECTED | lib.HAST_SEQ_MAP_FAILED, True), (lib.HAST_SEQ_MAP_FAILED, False)):
+            primary = Primary()
+            primary.connect(Pair(1, 1), SyncSource.PRIMARY)
+            primary.link.sequencer(bits, 0)
+            assert primary.link.connected is used and primary.link._lost.is_set() is not used
+
+    asyncio.run(body())

@@ -161,6 +161,8 @@ def test_only_raised() -> None:
     here = replace(METADATA, pair=Pair(3, 2))
     raised = replace(here, pair=Pair(4, 2), alone=True)
     assert peering.only_raised(here, []) and peering.only_raised(here, [here, raised])
+    outdated = replace(here, syncing=True)  # the secondary had everything, and was to take this node's place
+    assert peering.only_raised(here, [outdated, raised]) and not peering.only_raised(outdated, [here])
     for other in (
         replace(raised, syncing=True),
         replace(raised, prevrole=Role.SECONDARY),

@@ -215,7 +215,7 @@ class Primary(Ggate):
             self.mapped()
         if bits & SYNC_DONE:
             self.in_sync()
-        if bits & (REMOTE_FAILED | MAP_FAILED):
+        if bits & REMOTE_FAILED or (bits & MAP_FAILED and self.peering.phase is peering.Phase.JOINING):
             self.lose()
 
     def mapped(self) -> None:

@@ -45,7 +45,7 @@ IN_C = [
         "else if (!seq_held(a) && seq_map_durable(a, bio))",
         "else if (!seq_held(a))",
     ),
-    Mistake("peers_map_forgotten", "seq.c", "if (map != NULL)\n\t\tseq_map_merge(a, map, 0);", "(void)map;"),
+    Mistake("peers_map_forgotten", "seq.c", "map != NULL ? seq_map_merge(a, map, 0) : 0;", "map != NULL;"),
 ]
 
 
