@@ -371,13 +371,15 @@ class Primary:
     def _lonely(self, failing: bool = False) -> None:
         """There is no secondary now: what an out-of-date component cannot do without it waits, but not for ever; what
         waited for the secondary to have it is done without. failing: it was there, and did not do what it was asked.
-        Such a connection is no reason to begin the waiting anew: there may be one after the other."""
+        Such a connection is no reason to begin the waiting anew, nor is one that has done nothing for those who waited:
+        there may be one after the other."""
         if self.owed is not None:
             number, until = self.owed
             self._end_retry()
             self._go_degraded(number, until)
         assert self.metadata is not None
-        if self.patience is not None and not (self.metadata.syncing and failing):
+        in_vain = failing or not self._of_use()
+        if self.patience is not None and not (self.metadata.syncing and in_vain):
             self.patience.cancel()
             self.patience, self.impatient = None, False
         if self.metadata.syncing and self.patience is None:
@@ -385,6 +387,11 @@ class Primary:
             self.patience = asyncio.get_running_loop().call_later(seconds, self._give_up)
         elif self.impatient:
             self._give_up()
+
+    def _of_use(self) -> bool:
+        """Whether the last connection has answered anybody, or nobody had waited for it."""
+        arena = self.pipeline.arena if self.pipeline is not None else None
+        return arena is None or arena.seq.served > 0 or not arena.seq.awaited
 
     def _give_up(self) -> None:
         """While there is a connection the sequencer does not hear of it: it is said again at its end."""

@@ -164,6 +164,10 @@ seq_finish(struct hast_arena *a, struct hast_bio *bio)
 void
 seq_acknowledge(struct hast_arena *a, struct hast_bio *bio, int result)
 {
+	struct hast_seq *s = seq_of(a);
+
+	if (result == 0 && s->connected && bio->slot < a->geo.nclient && (bio->used & REMOTE) != 0)
+		s->served++;
 	bio->answered = 1;
 	bio->acked = !bio->held;
 	bio->result = result;

@@ -130,6 +130,9 @@ class Ggate:
             self._unjoined(f"the secondary's activemap came as {len(activemap)} of {size} bytes", fd_in, fd_out)
             return
         from_remote = bool(message["from_remote"])
+        # For the worker, at the end of this connection: whether it was of use to those who had waited for it.
+        self.seq.served = 0
+        self.seq.awaited = int(self.seq.mapwait_head != lib.HAST_NONE or self.seq.flushq_head != lib.HAST_NONE)
         if from_remote and not self.seq.sync_remote and (self.seq.nactive or self.seq.grant_head != lib.HAST_NONE):
             # They would be acknowledged, then overwritten. Counted first, they make a split-brain, which is the truth.
             why = "the secondary has newer data, and writes are under way here that it does not have"

@@ -36,9 +36,12 @@ def test_out_of_date_a_write_is_acknowledged_when_it_is_durable_there() -> None:
     b.local_done(slot)
     b.received(slot)
     b.remote_done(slot)
-    assert b.answers == {}
+    assert b.answers == {} and b.seq.s.served == 0
     own_flush(b)
-    assert b.answers == {slot: 0}
+    assert b.answers == {slot: 0} and b.seq.s.served == 1
+    here = b.read(9)
+    b.local_done(here)
+    assert b.seq.s.served == 1, "that is not the secondary's doing"
 
 
 def test_out_of_date_and_alone_nothing_is_acknowledged() -> None:

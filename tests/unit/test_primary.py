@@ -286,3 +286,21 @@ def test_no_memory_for_the_map_of_a_secondary(scene: Scene) -> None:
             await secondary.accept()
 
         scene.run(body, secondary.address)
+
+
+def test_waiting_begins_anew_after_a_connection_that_was_of_use_and_no_other(scene: Scene) -> None:
+    """Clients of a primary that is out of date wait for the other node, but not for one connection after the other."""
+
+    async def body(primary: Primary) -> None:
+        await primary.start({}, [])
+        assert primary.metadata is not None and primary.pipeline is not None and primary.pipeline.arena is not None
+        primary.metadata = replace(primary.metadata, syncing=True)
+        primary._lonely()
+        seq = primary.pipeline.arena.seq
+        assert primary.patience is not None
+        for served, awaited, failing, anew in ((0, 1, False, 0), (0, 0, False, 1), (3, 1, False, 1), (3, 1, True, 0)):
+            before, seq.served, seq.awaited = primary.patience, served, awaited
+            primary._lonely(failing)
+            assert (primary.patience is not before) is bool(anew), (served, awaited, failing)
+
+    scene.run(body)

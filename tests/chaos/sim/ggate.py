@@ -474,6 +474,8 @@ class Ggate(Part):
 
     def connect(self, agreement: Agreement, from_remote: bool) -> None:
         s = self.s
+        s.served = 0
+        s.awaited = s.mapwait_head != NONE or s.flushq_head != NONE
         if from_remote and not s.sync_remote and (s.nactive or s.grant_head != NONE):
             self.mail.append(("unjoined", 0, 0, 0, 0))
             return
