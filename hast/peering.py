@@ -161,8 +161,11 @@ def outdated(peering: Peering) -> tuple[Peering, Hooks]:
 
 def may_say_ahead(peering: Peering, metadata: Metadata) -> bool:
     """Whether the secondary may be told that this node's component is out of date, in other words that its own is
-    whole: not while it lacks what only this one has, or has counters that only this one knows."""
-    return peering.connected and peering.peer is not None and metadata.pair == decision.after_sync(peering.peer)
+    whole: not while it lacks what only this one has, or has counters that only this one knows. While this node gets its
+    data from there it is whole, and its counters say that it is ahead, before and after."""
+    if not peering.connected or peering.peer is None:
+        return False
+    return metadata.syncing or metadata.pair == decision.after_sync(peering.peer)
 
 
 def said_ahead(peering: Peering, pair: Pair) -> Peering:

@@ -187,8 +187,8 @@ seq_turn(struct hast_arena *a, int detach)
 {
 	struct hast_seq *s = seq_of(a);
 
-	if (s->detached || (s->sync_remote && !s->settling && !detach && !s->detach_on_error))
-		return 1;
+	if (s->detached || (s->sync_remote && !s->settling && !detach && (!s->detach_on_error || s->no_turn)))
+		return 1;	/* known already; or it can't be given up, but is out of date all the same */
 	if (!seq_peer_there(a) || s->no_turn || !(s->peer_whole || s->sync_remote))
 		return 0;
 	s->turn_detach |= (uint32_t)(detach || s->detach_on_error);

@@ -7,15 +7,47 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from hast.activemap import METADATA_SIZE
 from hast.handshake import accept_first, answer_second
 from hast.messages import Handshake1Request, Handshake2Request
 from hast.metadata import unpack
-from tests.e2e.node import eventually
+from tests.e2e.node import MIB, eventually
 from tests.e2e.pair import Pair
 from tests.e2e.relay import Relay
-from tests.e2e.test_primary_disk import EXTENT, NEW, prepare, write
+from tests.e2e.test_primary_disk import EXTENT, NEW, NEWER, MakePair, back, check, prepare, synchronised, write
+from tests.faultdisk import FaultDisk
 from tests.nbdclient import EIO, RawClient
+
+
+@pytest.mark.parametrize("policy", ["detach", "pass"])
+def test_dies_while_it_gets_its_data_from_the_secondary(make_pair: MakePair, policy: str) -> None:
+    """Which is the truth, and stays it: it goes on without this node's component."""
+    pair = make_pair({"disk": 64 * MIB}, conf=f"timeout 5\non-io-error {policy}\nsyncrate 8388608", hooks=True)
+    pair.create()
+    disk = FaultDisk.under(pair.a)
+    pair.start()
+    pair.roles(pair.a)
+    pair.wait_in_sync(pair.a)
+    synchronised(pair)
+    pair.a.set_role("init")
+    pair.b.set_role("primary")
+    with RawClient(pair.b.socket()) as raw:
+        write(raw, NEW, 16)
+    pair.b.set_role("secondary")
+    pair.a.set_role("primary")
+    pair.wait_connected(pair.a)
+    disk.fail("all", errno.EIO)
+    with RawClient(pair.a.socket()) as raw:
+        write(raw, NEWER, 8)
+    assert "cannot be written: everything is done by the secondary" in pair.a.said()
+    assert pair.a.status()["syncing"] == 2 and "cannot be hidden" not in pair.a.said()
+    check(pair, NEWER, 8)
+    back(pair, disk)
+    check(pair, NEWER, 8)
+    pair.wait_in_sync(pair.a)
+    assert pair.differing() is None
 
 
 def test_out_of_date_and_with_a_secondary_that_answers_and_is_gone(

@@ -187,12 +187,12 @@ class State:
 
     def turn(self, detach: bool) -> bool:
         """The secondary takes its place, if it can."""
-        detach = detach or self.detach_on_error
-        if self.detached or (self.sync_remote and not self.settling and not detach):
+        known = self.sync_remote and not self.settling and not detach
+        if self.detached or (known and (not self.detach_on_error or self.no_turn)):
             return True
         if not self.peer_there or self.no_turn or not (self.peer_whole or self.sync_remote):
             return False
-        self.turn_detach |= detach
+        self.turn_detach |= detach or self.detach_on_error
         if not self.turning:
             self.turning, self.turn_told, self.turn_covered = True, False, False
             self.sync_on = False

@@ -194,3 +194,26 @@ def test_out_of_date_and_the_map_cannot_be_written_when_the_secondary_comes() ->
     assert b.raised == CONNECTED | LOCAL_FAILED and b.seq.s.turn_detach == 1
     b.detach()
     assert waiting in b.remote and waiting not in b.local
+
+
+def test_out_of_date_and_cannot_be_given_up() -> None:
+    """The setting asks for that, and it cannot be stored: what fails here is done by the secondary all the same."""
+    b = old(3, nclient=8)
+    b.seq.s.detach_on_error = 1
+    failed = b.write(0)
+    b.settle_map()
+    b.local_done(failed, EIO)
+    b.remote_done(failed)
+    own_flush(b)
+    assert b.raised == LOCAL_FAILED
+    b.local_refused()
+    assert b.answers == {failed: 0}
+    again, read = b.write(1), b.read(7)
+    b.settle_map()
+    b.local_done(again, EIO)
+    b.remote_done(again)
+    b.local_done(read, EIO)
+    assert read in b.remote
+    b.remote_done(read)
+    own_flush(b)
+    assert b.answers == {failed: 0, again: 0, read: 0}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hast import peering
+from hast import decision, peering
 from hast.control import Role
 from hast.decision import Outcome, decide
 from hast.handshake import Agreement
@@ -213,3 +213,20 @@ def test_any_order_of_events(events: list[str]) -> None:
         for hook in said:
             open_ += (hook == opening) - (hook in closing)
             assert open_ in (0, 1), said
+
+
+def test_a_secondary_is_told_that_it_is_ahead_where_it_has_everything() -> None:
+    state = connected(secondary=Pair(0, 1))
+    assert peering.may_say_ahead(state, replace(METADATA, pair=Pair(1, 0)))
+    assert not peering.may_say_ahead(state, replace(METADATA, pair=Pair(2, 0))), "it lacks something"
+    assert not peering.may_say_ahead(peering.lost(state)[0], replace(METADATA, pair=Pair(1, 0)))
+
+
+def test_the_source_of_a_synchronisation_is_told_that_it_is_ahead() -> None:
+    """Its counters say already that it is; they go on to say so, and this node's that it is not."""
+    own = Pair(1, 1)
+    state, metadata = peering.agreed(Peering(), agreement(own, Pair(2, 1), SyncSource.SECONDARY))
+    state, _ = peering.joined(state, 3)
+    assert peering.may_say_ahead(state, metadata)
+    for pair in (decision.ahead(Pair(2, 1)), decision.ahead(decision.ahead(Pair(2, 1)))):
+        assert decide(7, pair, 7, metadata.pair, False).outcome is Outcome.SECONDARY_NEWER
