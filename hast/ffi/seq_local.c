@@ -139,6 +139,11 @@ seq_durable_go_on(struct hast_arena *a)
 			resolve(a, bio);
 			continue;
 		}
+		/* This component is not out of date any more, and is not going to be: it counts what it has failed. */
+		if (!seq_strict(a) && bio->error[HAST_LOCAL] != 0) {
+			answer(a, bio, bio->error[HAST_LOCAL]);
+			continue;
+		}
 		flush |= bio->durable_epoch > s->flushed_remote && bio->durable_epoch != NEVER;
 		seq_list_append(a, &s->durable_head, &s->durable_tail, bio->slot);
 	}
@@ -191,7 +196,9 @@ seq_turn(struct hast_arena *a, int detach)
 		return 1;	/* known already; or it can't be given up, but is out of date all the same */
 	if (!seq_peer_there(a) || s->no_turn || !(s->peer_whole || s->sync_remote))
 		return 0;
-	s->turn_detach |= (uint32_t)(detach || s->detach_on_error);
+	/* As long as the worker has not said what becomes of it: it is to write the whole map only where nobody else is writing it. */
+	if (!(s->turning && s->turn_told && s->map_busy))
+		s->turn_detach |= (uint32_t)(detach || s->detach_on_error);
 	if (!s->turning) {
 		s->turning = 1;
 		s->turn_told = 0;

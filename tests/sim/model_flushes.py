@@ -110,6 +110,8 @@ class Flushes(Writes):
                 self.settled(op, 0)
             elif op.never and not self.turning:
                 self.resolve(op)
+            elif op.error[LOCAL] and not self.strict:
+                self.settled(op, op.error[LOCAL])
             else:
                 self.settlers.append(op)
         quiet_map = not self.turn_detach or self.map.flight is None

@@ -192,7 +192,8 @@ class State:
             return True
         if not self.peer_there or self.no_turn or not (self.peer_whole or self.sync_remote):
             return False
-        self.turn_detach |= detach or self.detach_on_error
+        if not (self.turning and self.turn_told and self.map.flight is not None):  # else its map is going to be written
+            self.turn_detach |= detach or self.detach_on_error
         if not self.turning:
             self.turning, self.turn_told, self.turn_covered = True, False, False
             self.sync_on = False

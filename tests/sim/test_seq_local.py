@@ -215,6 +215,28 @@ def test_the_map_is_not_written_by_two() -> None:
     assert b.raised == LOCAL_FAILED
 
 
+def test_the_map_is_not_written_by_two_when_a_flush_fails_late() -> None:
+    """The worker has been asked because of a write, and has not answered; an update of the map is under way."""
+    b = whole()
+    failed = b.write(0)
+    b.local_done(failed, EIO)
+    b.remote_done(failed)
+    own_flush(b)
+    assert b.raised == LOCAL_FAILED and b.seq.s.turn_detach == 0
+    b.write(9)
+    assert b.updating() is not None
+    flush = b.flush()
+    b.local_done(flush, EIO)
+    assert b.seq.s.turn_detach == 0
+    b.remote_done(flush)
+    b.outdated()
+    assert b.answers == {failed: 0, flush: 0}
+    b.map_done()
+    again = b.flush()
+    b.local_done(again, EIO)
+    assert b.seq.s.turn_detach == 1
+
+
 def test_failed_read_is_served_and_mended_from_there() -> None:
     b = whole()
     read = b.read(7)

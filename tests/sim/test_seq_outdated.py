@@ -217,3 +217,27 @@ def test_out_of_date_and_cannot_be_given_up() -> None:
     b.remote_done(read)
     own_flush(b)
     assert b.answers == {failed: 0, again: 0, read: 0}
+
+
+def test_flush_fails_between_the_end_of_a_synchronisation_and_the_word_that_it_is_stored() -> None:
+    """Where the secondary cannot take this component's place any more, its failures count again from then on."""
+    b = old(3)
+    b.seq.s.detach_on_error = 1
+    failed = b.write(0)
+    b.settle_map()
+    b.local_done(failed, EIO)
+    b.remote_done(failed)
+    own_flush(b)
+    b.local_refused()
+    b.forget(failed)
+    b.seq.sync_start(True)
+    b.look()
+    while not b.raised & SYNC_DONE:
+        for slot in {*b.local, *b.remote}:
+            b.done(slot)
+    flush = b.flush()
+    b.local_done(flush, EIO)
+    b.remote_done(flush)
+    assert b.answers == {}
+    b.current()
+    assert b.answers == {flush: EIO}
