@@ -247,7 +247,7 @@ class Link:
                 "cmd": "connect",
                 "mode": MODES[self.peering.mode(resource.replication)],
                 "from_remote": metadata.syncing,
-                "conn": self._settings(),
+                "conn": self._settings() | {"foreign": not agreement.hast},
             }
             self._lost.clear()
             self._told.clear()

@@ -52,6 +52,7 @@ struct hast_conn_options {
 	uint32_t timeout_ms;		/* nothing could be written for so long; on the primary: no byte came while the secondary had
 					   requests, or it did not answer one of them */
 	uint32_t silence_ms;		/* secondary: no byte came for so long (20000) */
+	uint32_t foreign;		/* primary: the secondary is not one of ours: a flush that its disk does not know is none that failed */
 	uint32_t sector;		/* secondary: bytes, a power of two */
 	uint32_t max_io;		/* secondary: largest read or write taken, at most slab_size */
 };

@@ -101,6 +101,8 @@ struct hast_port {
 struct hast_req *hast_req_new(struct hast_ggate *g, struct hast_port *port);
 /* 0, or the errno to answer: EINVAL for what is out of range or not a multiple of 512, in one place for all devices. */
 int hast_req_check(struct hast_ggate *g, uint8_t cmd, uint64_t offset, uint64_t length);
+/* 1 for a DELETE that the component can do and the secondary can't: where it is but a hint it may be answered without being done. */
+int hast_req_idle(const struct hast_ggate *g, uint8_t cmd);
 /* READ, DELETE, FLUSH and WRITE with ZERO: starts the request; all further parts follow by themselves. */
 void hast_req_start(struct hast_ggate *g, struct hast_req *req);
 /* WRITE with payload: a slot for the part that starts at offset + issued. HAST_NONE: none to be had now, the port is marked

@@ -173,6 +173,8 @@ take_request(struct hast_ggate *g, struct nbd_client *c)
 	describe(g, c, &r, req);
 	req->error = validate(g, c, &r);
 	req->finished = req->error != 0;
+	if (req->error == EOPNOTSUPP && hast_req_idle(g, req->cmd))
+		req->error = 0;		/* a trim promises nothing */
 	if (r.type == CMD_WRITE && r.length > 0) {
 		c->write = req;
 		c->left = r.length;

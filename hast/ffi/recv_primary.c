@@ -42,10 +42,22 @@ push(struct hast_recv *r, uint32_t entry)
 	return RECV_TAKEN;
 }
 
+/* FreeBSD's hastd passes on what a disk without a cache, or a file, says to a flush. */
+static int
+knows_no_flush(const struct hast_recv *r, const struct hast_bio *bio, int error)
+{
+	return r->c.opt.foreign && bio->cmd == HAST_CMD_FLUSH &&
+	    (error == EOPNOTSUPP || error == ENOTTY || error == ENOSYS || error == ENODEV);
+}
+
 static enum recv_message
 complete(struct hast_recv *r, uint32_t slot, struct hast_bio *bio, int error)
 {
 	hast_trace(r->c.arena, HAST_STAGE_RECV, HAST_TRACE_IN, bio->seq);
+	if (knows_no_flush(r, bio, error)) {
+		r->primary->seq->no_flushes = 1;
+		error = 0;
+	}
 	bio->error[HAST_REMOTE] = error;
 	r->primary->answered[slot].final = bio->seq;
 	return push(r, slot);

@@ -69,7 +69,15 @@ hast_req_check(struct hast_ggate *g, uint8_t cmd, uint64_t offset, uint64_t leng
 		return EOPNOTSUPP;
 	if (length == 0 || (offset | length) % HAST_SECTOR != 0)
 		return EINVAL;
-	return length <= size && offset <= size - length ? 0 : EINVAL;
+	if (length > size || offset > size - length)
+		return EINVAL;
+	return cmd == HAST_CMD_DELETE && g->seq->no_deletes ? EOPNOTSUPP : 0;
+}
+
+int
+hast_req_idle(const struct hast_ggate *g, uint8_t cmd)
+{
+	return cmd == HAST_CMD_DELETE && g->deletes && g->seq->no_deletes;
 }
 
 /* ---- slots ---- */

@@ -488,6 +488,7 @@ hast_seq_disconnect(struct hast_arena *a)
 
 	s->connected = s->joining = s->degraded_ok = s->asked = s->flush_whole = 0;
 	s->peer_whole = s->turning = s->turn_detach = s->cache_lost = s->sync_begun = s->confirming = 0;
+	s->no_deletes = s->no_flushes = 0;
 	seq_sync_stop(a);
 	/* What was to be said of this connection must not be taken for the next one's. */
 	s->events &= ~(uint32_t)(HAST_SEQ_REMOTE_FAILED | HAST_SEQ_CONNECTED | HAST_SEQ_LOCAL_FAILED);

@@ -178,6 +178,8 @@ struct hast_seq {
 	uint32_t durable_head;
 	uint32_t durable_tail;
 	uint32_t merged;		/* the secondary's own map says something that this node's has to say as well */
+	uint32_t no_deletes;		/* the secondary's DELETE does not promise zeros: none is sent there */
+	uint32_t no_flushes;		/* the secondary has said that it has no cache to be flushed */
 	uint32_t awaited;		/* somebody waited for the secondary when the last connection was made, */
 	uint64_t served;		/* and that many requests of clients were answered with its help: see hast/primary.py */
 	uint64_t turn_epoch;		/* the secondary has everything when it has flushed this */

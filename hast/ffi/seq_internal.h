@@ -69,6 +69,8 @@ void seq_count_error(struct hast_arena *a, const struct hast_bio *bio);
 
 /* May the read go to the secondary: is it there, and is what it has there new enough? */
 int seq_remote_readable(struct hast_arena *a, const struct hast_bio *bio);
+/* 0, or why the mutation is not going to be possible. */
+int seq_impossible(struct hast_arena *a, const struct hast_bio *bio);
 /* Acknowledges the mutation if that may be done now. */
 void seq_mutation_try_ack(struct hast_arena *a, struct hast_bio *bio);
 /* A component has completed it. */

@@ -448,7 +448,7 @@ wake_waiters(struct hast_arena *a, int error, uint64_t offset, uint64_t length)
 	uint32_t slot = s->mapwait_head;
 	uint32_t refused = HAST_NONE, tail = HAST_NONE;
 	uint32_t reads = HAST_NONE, last_read = HAST_NONE;
-	int hopeless = seq_hopeless(a), need = 0;
+	int need = 0;
 
 	s->mapwait_head = HAST_NONE;
 	while (slot != HAST_NONE) {
@@ -457,7 +457,7 @@ wake_waiters(struct hast_arena *a, int error, uint64_t offset, uint64_t length)
 		slot = bio->next;
 		if (bio->cmd == HAST_CMD_READ) {
 			seq_list_append(a, &reads, &last_read, bio->slot);
-		} else if (hopeless || (error != 0 && needed(a, bio, offset, length))) {
+		} else if (seq_impossible(a, bio) != 0 || (error != 0 && needed(a, bio, offset, length))) {
 			seq_list_append(a, &refused, &tail, bio->slot);
 		} else if (!seq_map_durable(a, bio)) {
 			need = 1;
@@ -471,9 +471,10 @@ wake_waiters(struct hast_arena *a, int error, uint64_t offset, uint64_t length)
 	/* Only now, because this may start the next update, which overwrites the slab. */
 	while (refused != HAST_NONE) {
 		struct hast_bio *bio = bio_of(a, refused);
+		int why = seq_impossible(a, bio);
 
 		refused = bio->next;
-		seq_refuse(a, bio, hopeless ? EIO : error);
+		seq_refuse(a, bio, why != 0 ? why : error);
 	}
 	/* Reads of what only the secondary has wait for the connection, not for the map. */
 	while (reads != HAST_NONE) {

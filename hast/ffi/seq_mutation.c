@@ -22,7 +22,10 @@ seq_launch(struct hast_arena *a, struct hast_bio *bio)
 
 	bio->state = HAST_BIO_RUNNING;
 	bio->pending = s->detached ? 0 : LOCAL;
-	if (s->connected) {
+	if (s->connected && bio->cmd == HAST_CMD_DELETE && s->no_deletes) {
+		/* Asked for before the secondary was there: the zeros are copied. */
+		seq_map_suspect_bio(a, bio);
+	} else if (s->connected) {
 		if (bio->cmd == HAST_CMD_WRITE && s->mode == HAST_MODE_MEMSYNC)
 			bio->flags |= HAST_BIO_MEMSYNC;
 		seq_push_remote(a, bio);
@@ -58,12 +61,25 @@ seq_read_remote(struct hast_arena *a, struct hast_bio *bio)
 	seq_push_remote(a, bio);
 }
 
+int
+seq_impossible(struct hast_arena *a, const struct hast_bio *bio)
+{
+	const struct hast_seq *s = seq_of(a);
+
+	if (seq_hopeless(a))
+		return EIO;
+	/* Nothing is done without the secondary, and zeros cannot be copied from here. */
+	return s->sync_remote && s->no_deletes && bio->cmd == HAST_CMD_DELETE ? EOPNOTSUPP : 0;
+}
+
 /* To the components, as soon as nothing is in the way. */
 static void
 start(struct hast_arena *a, struct hast_bio *bio)
 {
-	if (seq_hopeless(a))
-		seq_refuse(a, bio, EIO);
+	int error = seq_impossible(a, bio);
+
+	if (error != 0)
+		seq_refuse(a, bio, error);
 	else if (!seq_held(a) && seq_map_durable(a, bio))
 		seq_launch(a, bio);
 	else

@@ -43,6 +43,7 @@ def options(context: StageContext, settings: ConnSettings) -> Any:
             "keepalive_ms": round(settings.keepalive * 1000),
             "timeout_ms": round(settings.timeout * 1000),
             "silence_ms": round(settings.silence * 1000),
+            "foreign": int(settings.foreign),
             "sector": settings.sector,
             "max_io": settings.max_io,
         },

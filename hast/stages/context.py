@@ -42,7 +42,8 @@ class ConnSettings:
     version as negotiated; compression and checksum as in hast.conf, for what is sent; timeout in seconds: how long the
     peer may leave us waiting; silence in seconds: how long a primary may be silent; sector in bytes, of a secondary's
     component; max_io in bytes: the largest read or write that a secondary takes; keepalive in seconds: the silence
-    after which a primary sends one."""
+    after which a primary sends one; foreign: the secondary is FreeBSD's hastd, which has another idea of deletes and
+    flushes."""
 
     fd_in: int
     fd_out: int
@@ -54,6 +55,7 @@ class ConnSettings:
     sector: int = 512
     max_io: int = 1 << 20
     keepalive: float = 10.0
+    foreign: bool = False
 
 
 @dataclass(frozen=True)

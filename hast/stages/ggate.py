@@ -67,6 +67,7 @@ class Ggate:
         lib.hast_ggate_deletes(self.pump, int(context.disk is None or context.disk.deletes))
         self.keeper = awake.Keeper(context.resource, lambda fd, limit: lib.hast_ggate_awake(self.pump, fd, limit))
         self.keeper.set(context.keepawake)
+        self.cacheless = False  # the secondary has no cache, which has been said
         self.from_remote = False  # the secondary has the newer data
         self.stopping = False
         self.unserved = False  # there is a block device that cannot be gone on with
@@ -145,6 +146,7 @@ class Ggate:
             return
         self.seq.mode = int(message["mode"])
         self.from_remote = from_remote
+        self.seq.no_deletes = int(settings.foreign)
         # From now on, and not only when the copying begins: what the merged map marks is old here.
         self.seq.sync_remote = int(from_remote)
         lib.hast_seq_connect(self.context.arena.c, activemap if activemap else ffi.NULL)
@@ -156,6 +158,9 @@ class Ggate:
 
     def tell(self) -> None:
         """Report what has come about while the pump ran."""
+        if self.seq.no_flushes and not self.cacheless:
+            self.cacheless = True
+            log.warning("%s: the other node's disk takes no flushes: as if it had no cache", self.context.resource)
         bits = self.seq.events
         if not bits:
             return

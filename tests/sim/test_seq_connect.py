@@ -310,3 +310,18 @@ def test_disconnect_of_one_who_never_came() -> None:
     b.disconnect()
     b.grant()
     assert b.answers == {slot: 0}
+
+
+def test_delete_begun_before_a_secondary_whose_deletes_promise_nothing() -> None:
+    """It does not get the delete, but what is there afterwards."""
+    b = Bench(connected=False)
+    slot = b.delete(3)
+    b.seq.s.no_deletes = 1
+    b.connect()
+    b.map_done()
+    assert b.raised == CONNECTED and b.local == [slot] and b.remote == []
+    assert b.seq.sync() == {3}
+    b.local_done(slot)
+    assert b.answers == {} and b.raised & NEED_DEGRADED
+    b.synchronise()
+    assert b.answers == {slot: 0} and b.seq.sync() == set()

@@ -1,6 +1,8 @@
 """The local component is out of date: the secondary has what counts, nothing is acknowledged that only this node has
 (invariants 1, 2, 6 and 7; hast/ffi/seq_local.c)."""
 
+import errno
+
 from tests.sim.harness import (
     CONNECTED,
     EIO,
@@ -241,3 +243,14 @@ def test_flush_fails_between_the_end_of_a_synchronisation_and_the_word_that_it_i
     assert b.answers == {}
     b.current()
     assert b.answers == {flush: EIO}
+
+
+def test_delete_that_has_waited_for_a_secondary_whose_deletes_promise_nothing() -> None:
+    """Zeros cannot be copied there from a component that is out of date."""
+    b = old(3, connected=False)
+    slot, write = b.delete(4), b.write(3)
+    b.settle_map()
+    b.seq.s.no_deletes = 1
+    b.connect()
+    own_flush(b)
+    assert b.answers == {slot: errno.EOPNOTSUPP} and b.remote == [write] and b.local == [write]
