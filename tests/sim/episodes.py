@@ -106,6 +106,7 @@ class Episodes:
             through_rings=rng.random() < 0.5,
         )
         self.owes_grant = self.owes_local = self.owes_current = False
+        self.ill = False  # a flush of the worker has failed: the disk stage fails all later ones
         self.grant_number = 0
         self.lost_here: dict[int, int] = {}  # by a flush that failed, while nobody is told yet
         self.remote_bad = False  # told to drop the secondary

@@ -52,6 +52,10 @@ class History(Episodes):
             (self.idle, 2),
             (self.tick, 3),
         ]
+        if rng.random() < 0.01:
+            actions = [(self.settings, 1)]
+        elif rng.random() < self.odds.error / 50:
+            actions = [(self.flush_of_the_worker_failed, 1)]
         if self.owes_grant:
             actions.append((self.grant, 3))
         if self.owes_local:
@@ -105,6 +109,8 @@ class History(Episodes):
             self.complete(op, component, rng.choice((5, 28)) if rng.random() < odds else 0)
 
     def complete(self, op: Op, component: int, error: int) -> None:
+        if self.ill and op.cmd == FLUSH and component == LOCAL:
+            error = 5
         if error and op.cmd == FLUSH:
             self.observe(take=True)  # answered before the failure and told after it would be hard to judge
         self.note(f"complete slot {op.slot} cmd {op.cmd} component {component} error {error}")
@@ -290,6 +296,27 @@ class History(Episodes):
         self.model.stored_current()
         self.observe()
 
+    def settings(self) -> None:
+        """Other ones, while it runs."""
+        self.note("settings")
+        self.seq.s.detach_on_error = self.model.detach_on_error = self.rng.random() < 0.5
+        self.observe()
+
+    def flush_of_the_worker_failed(self) -> None:
+        """The disk stage, which is told first, fails all that come after it."""
+        if self.model.detached or any(op.cmd == FLUSH and op.pending & 1 << LOCAL for op in self.everything()):
+            return  # one that is under way has to fail as well, and this would be seen before that
+        self.note("worker's flush failed")
+        self.observe(take=True)
+        self.ill = True
+        self.disks[LOCAL].flush(-1, ordered=False)
+        for sector, value in self.disks[LOCAL].flushed(-1, 5, self.rng).items():
+            self.lost_here[sector] = min(self.lost_here.get(sector, value), value)
+        self.seq.local_flush_failed()
+        self.model.flush_failed(LOCAL, 5)
+        self.admit_losses()
+        self.observe()
+
     def give_up(self) -> None:
         self.note("give up")
         self.seq.give_up()
@@ -339,7 +366,7 @@ class History(Episodes):
                 self.local_decided()
             elif self.owes_grant:
                 self.grant()
-            elif model.detached or (model.sync_on and not model.has_source):
+            elif model.detached or self.ill or (model.sync_on and not model.has_source):
                 self.power_cut()
             elif self.sync_due:
                 self.sync_start()

@@ -341,6 +341,15 @@ def a_anew(w: World) -> bool:
     return True
 
 
+def a_settings(w: World) -> bool:
+    """on-io-error is another one from now on."""
+    w.detach = 1 - w.detach
+    for part in w.primaries():
+        part.s.detach_on_error = w.detach
+    w.counts["settings"] += 1
+    return True
+
+
 def drain(w: World, part: Primary) -> None:
     """A primary that ends answers what is under way, as far as the other node lets it."""
     part.stopping = True
@@ -365,7 +374,7 @@ def drain(w: World, part: Primary) -> None:
 
 ACTIONS: list[Action] = [
     a_submit, a_disk, a_net, a_work, a_connect, a_idle, a_tick, a_crash, a_power, a_boot, a_stage, a_worker, a_cut,
-    a_half, a_partition, a_role, a_notice, a_discard, a_anew, a_outage,
+    a_half, a_partition, a_role, a_notice, a_discard, a_anew, a_outage, a_settings,
 ]  # fmt: skip
 NUMBER = {action.__name__[2:]: n for n, action in enumerate(ACTIONS)}
 
@@ -378,5 +387,6 @@ def table(pace: int, **faults: bool) -> list[int]:
         "worker": 4 * faults["worker"], "cut": 5 * faults["link"], "half": 5 * faults["half"],
         "partition": 5 * faults["link"], "role": 4 * faults["roles"], "boot": 20,
         "notice": 20, "outage": 20, "discard": 2 * faults["roles"], "anew": 2 * faults["anew"],
+        "settings": 1,
     }  # fmt: skip
     return [NUMBER[name] for name, weight in weights.items() for _ in range(weight)]

@@ -55,8 +55,8 @@ class Op:
     """A client's request."""
 
     __slots__ = (
-        "acked", "cmd", "conn", "count", "era", "failed", "first", "floors", "mask", "promise", "refused", "slot",
-        "there", "value",
+        "acked", "cmd", "conn", "count", "era", "failed", "first", "floors", "mask", "promise", "refused", "result",
+        "slot", "there", "value",
     )  # fmt: skip
 
     def __init__(self, cmd: int, first: int, count: int) -> None:
@@ -66,6 +66,7 @@ class Op:
         self.there = self.acked = False  # the secondary's disk has it; the client was told
         self.failed = False  # something of the local component failed for it
         self.refused = False  # the secondary could not do it
+        self.result: int | None = None
 
 
 class Ggate(Part):
@@ -177,12 +178,13 @@ class Ggate(Part):
     def answered(self, slot: int) -> None:
         op = self.ops.pop(slot)
         bio = self.seq.bio[slot]
-        error, cmd = bio.result, op.cmd
+        op.result = error = int(bio.result)
+        cmd = op.cmd
         if self.world.tells:
             self.world.say(f"client of {self.world.name(self.node)}: slot {slot} answered, error {error}")
         oracle, node = self.oracle, self.node
         if error:
-            self.check_error(op, error)
+            self.check_error(op, error, bio)
         elif cmd == READ:
             oracle.check_read(node, op.first, self.data[slot], op.floors, op.era)
         elif cmd == FLUSH:
@@ -213,7 +215,7 @@ class Ggate(Part):
                 f"invariant 7: write {op.value} is acknowledged without the other node, and the counters do not say so"
             )
 
-    def check_error(self, op: Op, error: int) -> None:
+    def check_error(self, op: Op, error: int, bio: Any) -> None:
         """(d)"""
         if op.cmd == FLUSH and self.gone:
             self.oracle.lost(self.node, self.gone)  # and the client has been told
@@ -221,6 +223,11 @@ class Ggate(Part):
         if not op.failed and not self.s.sync_remote:
             raise Broken(f"error {error} for a request that nothing failed for")
         s, conn = self.s, self.conn
+        done_there = bio.used & 2 and not bio.pending & 2 and not bio.error[1]
+        # What needs to be stored for that is stored, or nothing has kept it from being stored on this connection.
+        whole = (s.sync_remote and not s.settling) or (s.peer_whole and not s.no_turn)
+        if op.cmd != READ and done_there and whole and s.connected and not s.asked & REMOTE_FAILED:
+            raise Broken(f"error {error} although the secondary has everything, and this as well")
         if op.cmd != READ or op.refused or conn is None or op.conn is not conn or not conn.there:
             return
         if s.connected and not s.asked & REMOTE_FAILED and not self.seq.sync_map[0] & op.mask:
@@ -359,6 +366,8 @@ class Ggate(Part):
             new = self.seq.map_slab[0]
             if world.tells:
                 world.say(f"{world.name(node)}: map {new:b}")
+            if world.dead == node:
+                return EIO
             if (self.ill and self.s.metaflush) or (world.fails_map[node] and fate.chance(6)):
                 disk.map_failed(new, fate)
                 return EIO
@@ -391,6 +400,8 @@ class Ggate(Part):
         values = self.data[slot]
         if world.tells:
             world.say(f"{world.name(node)}: disk stores {values} at {first} (slot {slot})")
+        if world.dead == node:
+            return EIO
         if slot >= self.nclient:
             self.oracle.appears(node, first, values)
         if world.fails_write[node] and fate.chance(8):

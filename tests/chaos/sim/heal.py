@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hast.control import Role
 from tests.chaos.sim.actions import a_net, connect_step, notice, say_synced
+from tests.chaos.sim.dead_disk import outlive
 from tests.chaos.sim.fate import Fate
 from tests.chaos.sim.ggate import DOWN, UP
 from tests.chaos.sim.oracle import Broken
@@ -45,6 +46,9 @@ def heal(w: World) -> None:
     w.partition = False
     part = roles(w)
     settle(w, part.node)
+    if w.lasting:
+        outlive(w, part.node, move)
+        settle(w, part.node)
     finish(w)
 
 
@@ -89,7 +93,7 @@ def settle(w: World, node: int) -> None:
         if part.ill or (part.detached and part.seq.quiet()):
             w.fail(node, well=True)
             continue
-        if move(w, part, other):
+        if move(w, part, other, True):
             still = 0
             if before != DOWN and part.stage == DOWN:
                 if part.refusal == "OUTDATED":
@@ -118,8 +122,8 @@ def where(part: Primary, other: Secondary) -> str:
     )
 
 
-def move(w: World, part: Primary, other: Secondary) -> bool:
-    """One thing that can be done."""
+def move(w: World, part: Primary, other: Secondary, stores: bool) -> bool:
+    """One thing that can be done. stores: what could not be stored is tried again."""
     if part.mail:
         w.guarded(part, part.work)
     elif part.stage == UP and part.lost:
@@ -142,7 +146,7 @@ def move(w: World, part: Primary, other: Secondary) -> bool:
         op = part.app.pop(0)
         if not part.submit(op):
             raise Broken("no slot is free, and nothing is under way")
-    elif part.unstored or part.retry is not None:
+    elif stores and (part.unstored or part.retry is not None):
         part.try_again()
     elif part.asking:
         part.ask(other)

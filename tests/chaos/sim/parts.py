@@ -74,6 +74,8 @@ class Part:
             self.attempts.append(meta)
         world, disk = self.world, self.disk
         fate = world.fate
+        if world.dead == self.node:
+            raise StoreFailed
         if world.fails_meta[self.node] and fate.chance(12):
             disk.meta_failed(meta, fate)
             if world.tells:

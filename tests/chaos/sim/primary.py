@@ -115,6 +115,8 @@ class Primary(Ggate):
         """Raises WorkerFailed."""
         world, disk = self.world, self.disk
         full = world.mask(0, world.sectors)
+        if world.dead == self.node:
+            raise WorkerFailed
         if world.fails_map[self.node] and world.fate.chance(6):
             disk.map_failed(full, world.fate)
             raise WorkerFailed

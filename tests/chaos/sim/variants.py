@@ -45,6 +45,7 @@ IN_C = [
         "else if (!seq_held(a) && seq_map_durable(a, bio))",
         "else if (!seq_held(a))",
     ),
+    Mistake("secondary_left_because_of_this_nodes_map", "seq_map.c", "s->joining && peers_map_kept(a)", "0"),
     Mistake("peers_map_forgotten", "seq.c", "map != NULL ? seq_map_merge(a, map, 0) : 0;", "map != NULL;"),
 ]
 

@@ -45,6 +45,7 @@ class World:
         self.doubt = [True, True]  # what hast.boot remembers
         self.outdated = [False, False]  # the same
         self.partition = False
+        self.dead: int | None = None  # the node whose disk takes no writes
         self.resuids = 100
         self.begin()
 
@@ -82,6 +83,7 @@ class World:
         self.place = draw(self.sectors)  # where clients mostly are
         self.spread = 1 + draw(self.sectors)
         self.dirty_max = (0, 4, COLD, COLD)[draw(4)]  # dirty extents from which on cold ones are cleared beside clients
+        self.lasting, self.how = draw(4) == 3, draw(1 << 16)  # a fault that stays, at the end (dead_disk.py)
 
     def blank(self) -> Metadata:
         """Never used, or, in most histories, in sync. (keepdirty is the arena's here, so that handshakes are alike.)"""
