@@ -107,6 +107,9 @@ def test_secondary_comes_back_to_a_disk_that_takes_nothing(prepared: tuple[Pair,
         assert raw.write(offset, NEW) == EIO  # there is no good copy that it could be written to
         pair.b.start()
         pair.b.set_role("secondary")
+        pair.wait_connected(pair.a)
+        # A client that writes again and again, in vain, to what is being copied would hold that up.
+        eventually(lambda: pair.a.status()["dirty"] == 0, "it has everything")
         eventually(lambda: raw.write(0, NEW) == 0, "the secondary is used")
         assert raw.read(0, len(NEW)) == NEW and pair.data(pair.b)[: len(NEW)] == NEW
         assert raw.write(offset, NEW) == 0
