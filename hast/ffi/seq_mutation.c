@@ -69,7 +69,7 @@ seq_impossible(struct hast_arena *a, const struct hast_bio *bio)
 	if (seq_hopeless(a))
 		return EIO;
 	/* Nothing is done without the secondary, and zeros cannot be copied from here. */
-	return s->sync_remote && s->no_deletes && bio->cmd == HAST_CMD_DELETE ? EOPNOTSUPP : 0;
+	return s->sync_remote && s->connected && s->no_deletes && bio->cmd == HAST_CMD_DELETE ? EOPNOTSUPP : 0;
 }
 
 /* To the components, as soon as nothing is in the way. */

@@ -97,6 +97,11 @@ class Episodes:
         self.model = Oracle(self.seq, self.mode, self.map)
         self.seq.s.detach_on_error = self.model.detach_on_error = rng.random() < 0.3
         self.seq.s.sync_remote = self.model.sync_remote = self.sync_remote
+        self.seq.s.degraded_ok = self.model.degraded = rng.random() < 0.2
+        self.seq.s.no_source = self.model.no_source = rng.random() < 0.03
+        if self.sync_remote and self.map.content == self.model.all and rng.random() < 0.5:
+            self.seq.detach()  # given up, and not only out of date
+            self.model.detach()
         bad = rng.random() < 0.6
         self.odds = Odds(
             error=rng.choice((0.01, 0.05, 0.2)) if bad else 0.0,
@@ -106,7 +111,8 @@ class Episodes:
             through_rings=rng.random() < 0.5,
         )
         self.owes_grant = self.owes_local = self.owes_current = False
-        self.ill = False  # a flush of the worker has failed: the disk stage fails all later ones
+        # A flush has failed: the disk stage fails all later ones, also when it is another one.
+        self.ill = bool(self.seq.s.no_source)
         self.grant_number = 0
         self.lost_here: dict[int, int] = {}  # by a flush that failed, while nobody is told yet
         self.remote_bad = False  # told to drop the secondary

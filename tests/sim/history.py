@@ -53,7 +53,7 @@ class History(Episodes):
             (self.tick, 3),
         ]
         if rng.random() < 0.01:
-            actions = [(self.settings, 1)]
+            actions = [(self.settings, 3), (self.sync_end, 1)]
         elif rng.random() < self.odds.error / 50:
             actions = [(self.flush_of_the_worker_failed, 1)]
         if self.owes_grant:
@@ -234,6 +234,7 @@ class History(Episodes):
         if self.behind:
             self.behind, self.sync_remote = False, True
             self.seq.s.sync_remote = self.model.sync_remote = True
+        self.seq.s.no_deletes = self.model.no_deletes = rng.random() < 0.2
         self.seq.connect(theirs if theirs or rng.random() < 0.5 else None)
         self.model.connect(theirs)
         self.observe()
@@ -300,6 +301,13 @@ class History(Episodes):
         """Other ones, while it runs."""
         self.note("settings")
         self.seq.s.detach_on_error = self.model.detach_on_error = self.rng.random() < 0.5
+        self.observe()
+
+    def sync_end(self) -> None:
+        """The role is to end. (Here it goes on after all.)"""
+        self.note("end of the copying")
+        self.seq.lib.hast_seq_sync_end(self.seq.arena)
+        self.model.sync_end()
         self.observe()
 
     def flush_of_the_worker_failed(self) -> None:

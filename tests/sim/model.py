@@ -219,10 +219,13 @@ class Model(Flushes):
             self.sync_on, self.sync_remote = not self.detached, from_remote
             self.generation += 1
 
+    def sync_end(self) -> None:
+        self.sync_on = self.sync_begun = False
+
     def disconnect(self) -> None:
         self.connected = self.joining = self.degraded = self.flush_whole = self.sync_on = False
         self.peer_whole = self.turning = self.turn_detach = self.sync_begun = self.confirming = False
-        self.cache_lost = False
+        self.cache_lost = self.no_deletes = False
         self.asked = 0
         known = [op for op in [*self.ops.values(), *self.chunks.values()] if op.used & R and op.pending]
         for op in sorted(known, key=lambda op: op.slot):

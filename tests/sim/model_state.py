@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from errno import EOPNOTSUPP
 
 from tests.sim.disks import MapOnDisk
 from tests.sim.harness import DELETE, FULLSYNC, LOCAL, READ, REMOTE, REMOTE_FAILED, WRITE, Sequencer
@@ -88,6 +89,7 @@ class State:
         self.no_turn = self.settling = self.given_up = self.detached = self.cache_lost = False
         self.no_source = False  # a local flush has failed: nothing is copied from here
         self.detach_on_error = False
+        self.no_deletes = False  # the secondary is not one of ours
         self.confirming = self.flush_confirms = False
         self.settlers: list[Op] = []  # those who wait until the secondary has them durably
         self.flush_settles: list[Op] = []  # of them, those that the flush under way makes durable there
@@ -127,6 +129,13 @@ class State:
     @property
     def hopeless(self) -> bool:
         return self.sync_remote and self.given_up and not self.connected
+
+    def impossible(self, op: Op) -> int:
+        """Why the mutation is not going to be possible, or 0."""
+        if self.hopeless:
+            return 5
+        wanted = self.sync_remote and self.connected and op.cmd == DELETE
+        return EOPNOTSUPP if wanted and self.no_deletes else 0
 
     @property
     def strict(self) -> bool:

@@ -64,8 +64,8 @@ class Writes(State):
         self.out |= op.mask
         op.started = op.received = op.memsync = False
         op.used, op.error = 0, [0, 0]
-        if self.hopeless:
-            self.refuse(op, 5)
+        if self.impossible(op):
+            self.refuse(op, self.impossible(op))
 
     def refuse(self, op: Op, error: int) -> None:
         self.answer(op, error)

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from tests.sim.harness import (
     BLOCKED,
     CLAIMED,
+    DELETE,
     DONE,
     DURABLEWAIT,
     FLAG_DURABLE,
@@ -102,7 +103,7 @@ class Oracle(Model):
             require(bio.offset + bio.length <= self.geometry.datasize, "a chunk past the end")
             self.numbers += 1
             mask = self.mask(bio.offset, bio.length)
-            require(not mask & ~self.out, "a chunk of an extent that does not differ")
+            require(not mask & ~(self.out | self.deleting()), "a chunk of an extent that does not differ")
             op = Op(slot, READ, bio.offset, bio.length, mask, self.numbers, held=False, chunk=True)
             op.generation = self.generation
             self.lock(op)
@@ -110,6 +111,14 @@ class Oracle(Model):
             if self.eligible(op):
                 op.started = True
                 self.push(op, REMOTE if self.sync_remote else LOCAL)
+
+    def deleting(self) -> int:
+        """Extents of deletes that begin in this event, perhaps, and of which the secondary gets a copy."""
+        mask = 0
+        for op in self.locks:
+            if self.no_deletes and op.cmd == DELETE and not op.started:
+                mask |= op.mask
+        return mask
 
     def stale(self, slot: int) -> None:
         """A chunk gave its slot to another one in one event: it waited for its range, for a copying that was over."""
@@ -164,8 +173,8 @@ class Oracle(Model):
             op.entered = True
             self.entered_now.append(op)
             self.dirty |= op.mask
-        if self.hopeless:
-            self.refuse(op, 5)
+        if self.impossible(op):
+            self.refuse(op, self.impossible(op))
             return True
         if self.held_up or (not self.detached and op.mask & ~self.map.sure):
             return False
@@ -173,14 +182,17 @@ class Oracle(Model):
         self.unflushed = self.launched_now = True
         if not self.detached:
             self.push(op, LOCAL)
-        if self.connected:
+        if self.connected and self.no_deletes and op.cmd == DELETE:
+            self.out |= op.mask
+        elif self.connected:
             self.push(op, REMOTE)
             op.memsync = self.mode == MEMSYNC and op.cmd == WRITE
         return False
 
     def joined(self) -> None:
-        """The merged map is durable as soon as no update is left to be made."""
-        if self.joining and self.map.flight is None:
+        """The merged map is durable as soon as no update is left to be made. (One that began since was for somebody who
+        could go on because of that.)"""
+        if self.joining and (self.map.flight is None or self.seq.s.connected):
             require(not self.merged & ~self.map.sure, "no update for the merged map is under way")
             self.join()
 
@@ -189,7 +201,7 @@ class Oracle(Model):
         if slot not in given:
             return
         bio = self.seq.bio[slot]
-        durable = self.seq.s.metaflush or self.joining
+        durable = self.seq.s.metaflush or self.seq.s.joining
         require(bio.flags == (FLAG_DURABLE if durable else 0), "a map update that is not durable")
         require(bio.offset + bio.length <= self.geometry.mapsize, "a map update past the end")
         data = self.seq.slab(slot, bio.length)
