@@ -216,7 +216,8 @@ def test_ggate_takes_a_whole_map_or_none(size: int, joined: bool, monkeypatch: p
     stage = ggate.Ggate.__new__(ggate.Ggate)
     arena = SimpleNamespace(geometry=SimpleNamespace(mapsize=512), c=None)
     stage.context = SimpleNamespace(arena=arena, control=SimpleNamespace(send=told.append))  # type: ignore[assignment]
-    stage.seq, stage.pump = SimpleNamespace(sync_remote=0), None
+    stage.seq = SimpleNamespace(sync_remote=0, mapwait_head=lib.HAST_NONE, flushq_head=lib.HAST_NONE)
+    stage.pump = None
     ends = socket.socketpair()
     fds = [end.detach() for end in ends]
     with link_module._memory("data", b"\xff" * size) as map_fd:
