@@ -30,6 +30,8 @@ PATIENCE = 12  # rounds in which nothing moves
 def outlive(w: World, node: int, move: Move) -> None:
     """move: tests.chaos.sim.heal.move()."""
     random = Random(w.how)
+    if w.disks[1 - node].map:
+        return  # it has not cleared its own map, which could not be merged here: then it is not used
     w.dead = node
     if w.tells:
         w.say(f"-- the disk of {w.name(node)} takes nothing any more --")

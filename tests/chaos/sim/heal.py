@@ -142,7 +142,7 @@ def move(w: World, part: Primary, other: Secondary, stores: bool) -> bool:
         pass
     elif part.conn is not None and part.conn.here and part.conn is not other.conn:
         notice(w, part.node)
-    elif part.app and part.serving:
+    elif part.app and part.serving and (w.dead is None or part.s.nfree):
         op = part.app.pop(0)
         if not part.submit(op):
             raise Broken("no slot is free, and nothing is under way")
