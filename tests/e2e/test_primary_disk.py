@@ -189,6 +189,35 @@ def test_disk_stage_and_worker_die_while_only_the_secondary_knows_that_it_is_ahe
     assert pair.differing() is None
 
 
+def test_secondary_that_is_made_anew_is_not_taken_for_the_one_that_has_everything(make_pair: MakePair) -> None:
+    """Neither the first time nor later, though both have the counters with which they began. The one that has
+    everything is, when it is there again."""
+    pair, disk, start = prepare(make_pair, "detach")
+    assert pair.a.dump()["localcnt"] == pair.b.dump()["localcnt"] == 0
+    disk.fail("write", errno.EIO, count=1, within=(start, END))
+    with RawClient(pair.a.socket()) as raw:
+        write(raw, NEW, 4)
+    assert pair.a.status()["syncing"] == 2
+    pair.b.set_role("init")
+    kept = pair.b.component().read_bytes()
+    pair.b.create()
+    pair.b.set_role("secondary")
+    eventually(lambda: pair.b.said().count("is out of date") > 0, "it refuses")
+    with RawClient(pair.a.socket()) as raw:
+        assert raw.do(READ, 0, 4096).error == EIO
+    assert "older still" in pair.a.said()
+    assert pair.b.dump()["resuid"] == 0 and not pair.b.dump()["syncing"]
+    pair.b.set_role("init")
+    pair.b.component().write_bytes(kept)
+    pair.b.set_role("secondary")
+    pair.wait_connected(pair.a)
+    check(pair, NEW, 4)
+    back(pair, disk)
+    pair.wait_in_sync(pair.a)
+    check(pair, NEW, 4)
+    assert pair.differing() is None
+
+
 @pytest.mark.parametrize("well", [True, False], ids=["a disk that is well again", "a disk that takes nothing still"])
 def test_worker_dies_while_only_the_secondary_knows_that_it_is_ahead(make_pair: MakePair, well: bool) -> None:
     """And the secondary is not there when the next worker comes: that one must not take the component for current."""
