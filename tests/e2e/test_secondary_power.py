@@ -107,6 +107,30 @@ def test_no_doubt_after_a_restart_of_hastd(make_pair: Callable[..., Pair]) -> No
         assert [shown(client, extent) for extent in range(EXTENTS)] == [2] * EXTENTS
 
 
+def test_no_doubt_of_the_one_that_has_everything(make_pair: Callable[..., Pair]) -> None:
+    """The primary's component is out of date: nothing was acknowledged that is not durable on the secondary, which may
+    be promoted also after its machine has started anew."""
+    pair = make_pair({"disk": EXTENTS * EXTENT}, conf="timeout 5\non-io-error detach")
+    disk = FaultDisk.under(pair.a)
+    pair.create("-e", str(EXTENT))
+    pair.start()
+    pair.roles(pair.a)
+    pair.wait_in_sync(pair.a)
+    disk.fail("write", errno.EIO, count=1, within=(int(pair.a.dump()["localoff"]), 1 << 40))
+    with RawClient(pair.a.socket()) as client:
+        write(client, 2)
+    assert pair.a.dump()["syncing"] and pair.a.dump()["localcnt"] == pair.b.dump()["remotecnt"]
+    pair.b.kill()
+    boot.note(pair.b.rundir, pair.b.name()).unlink()  # it was in memory
+    pair.b.start()
+    pair.b.set_role("secondary")
+    pair.wait_connected(pair.a)
+    pair.a.kill()
+    pair.b.set_role("primary")
+    with RawClient(pair.b.socket()) as client:
+        assert [shown(client, extent) for extent in range(EXTENTS)] == [2] * EXTENTS
+
+
 def test_flush_fails_and_the_node_dies_before_it_can_say_so(make_pair: Callable[..., Pair]) -> None:
     """The primary's disk stage has failed a flush, and what was in the cache is lost; all processes of the node die
     before anything of it is stored. The other one is promoted, and the counters say that both have everything. Until
