@@ -127,10 +127,11 @@ def found_newer(agreement: Agreement, attempts: Iterable[Metadata]) -> bool:
     """Whether the secondary's counters tell by themselves that this node's component is out of date, or that both nodes
     have something of their own, whichever of attempts is on a disk that has failed to store them: then that need not be
     stored here, if the secondary is one of ours, and keeps a map that says so of everything."""
-    if not agreement.hast or agreement.syncsrc is not SyncSource.SECONDARY:
-        return False
-    known = agreement.metadata
-    return only_raised(known, (replace(attempt, syncing=known.syncing) for attempt in attempts))
+    theirs = agreement.secondary
+    newer = agreement.hast and agreement.syncsrc is SyncSource.SECONDARY
+    return newer and all(
+        theirs.localcnt > attempt.pair.remotecnt and theirs.remotecnt <= attempt.pair.localcnt for attempt in attempts
+    )
 
 
 def joined(peering: Peering, to_sync: int) -> tuple[Peering, Hooks]:

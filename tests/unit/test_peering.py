@@ -103,6 +103,20 @@ def test_a_newer_secondary_is_found_whatever_is_on_the_disk() -> None:
     assert not peering.found_newer(replace(found, syncsrc=SyncSource.PRIMARY), known)
     # With counters that say "in sync" this node's old data would be copied to the other one.
     assert not peering.found_newer(found, [*known, replace(here, pair=Pair(3, 3))])
+    # But where it has stored since that it is ahead, those are not found in sync any more.
+    ahead = replace(found, secondary=decision.ahead(found.secondary))
+    assert peering.found_newer(ahead, [*known, replace(here, pair=Pair(3, 3))])
+
+
+@given(st.tuples(*[st.integers(0, 3)] * 6))
+def test_what_need_not_be_stored_is_found_whatever_is_on_the_disk(n: tuple[int, ...]) -> None:
+    theirs, own, tried = Pair(n[0], n[1]), Pair(n[2], n[3]), replace(METADATA, pair=Pair(n[4], n[5]))
+    if decide(7, theirs, 7, own, False).outcome is not Outcome.SECONDARY_NEWER:
+        return
+    found = replace(agreement(own, theirs, SyncSource.SECONDARY), hast=True)
+    if peering.found_newer(found, [tried]):
+        met = decide(7, theirs, 7, tried.pair, False).outcome
+        assert met in (Outcome.SECONDARY_NEWER, Outcome.SPLIT_BRAIN)
 
 
 def test_requests_begin_when_the_map_is_durable() -> None:
