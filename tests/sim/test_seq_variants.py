@@ -65,6 +65,12 @@ MISTAKES = [
         "\t\tif (!s->map_busy) {\n\t\t\tjoin(a);",
         "\t\t{\n\t\t\tjoin(a);",
     ),
+    in_map("join_without_the_map", "s->joining && peers_map_kept(a)", "s->joining"),
+    in_seq(
+        "delete_forgotten_there",
+        "\t\tseq_map_suspect_bio(a, bio);\n\t} else if (s->connected) {",
+        "\t} else if (s->connected) {",
+    ),
     in_seq(
         "read_what_is_older_there",
         "return s->sync_remote || s->turning || s->peer_whole || !seq_sync_marked(a, bio);",
