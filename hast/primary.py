@@ -284,11 +284,9 @@ class Primary:
         assert self.component is not None and self.metadata is not None and self.pipeline is not None
         arena = self.pipeline.create()
         detached = self.outage is not None and self.outage.detached
+        if not detached and self.metadata.unmapped:
+            detached = not self._mark_all()
         if not detached:
-            if self.metadata.unmapped:
-                # It ended, or its ggate stage did, when it knew that the secondary has newer data, and not yet where.
-                self.component.fill_map(self.metadata)
-                self._store(replace(self.metadata, unmapped=False))
             arena.load_map(self.component.read_map(self.metadata))
             # Map and metadata are relied on as durable from now on. Who wrote them may have died before the flush.
             self.component.flush()
@@ -304,6 +302,19 @@ class Primary:
             lib.hast_seq_detach(arena.c)
         await self.pipeline.start(DISK, GGATE)
         self._lonely()
+
+    def _mark_all(self) -> bool:
+        """It ended, or its ggate stage did, when it was known that the secondary has newer data, and not yet where.
+        Whether the map can say so of everything; else the component, known to be out of date, is given up."""
+        assert self.component is not None and self.metadata is not None and self.outage is not None
+        try:
+            self.component.fill_map(self.metadata)
+            self._store(replace(self.metadata, unmapped=False))
+        except DiskError as error:
+            log.error("%s; it is out of date, and given up: everything is done by the secondary", error)
+            self.outage.go_on()
+            return False
+        return True
 
     def _degraded_granted(self) -> bool:
         """Whether localcnt says already, on the disk, that this node writes alone."""

@@ -73,6 +73,7 @@ enum hast_component {
 #define HAST_BIO_SYNC 4		/* part of a resynchronisation */
 #define HAST_BIO_MEMSYNC 8	/* the secondary answers twice */
 #define HAST_BIO_DURABLE 16	/* MAP: flush the disk after writing */
+#define HAST_BIO_ENTERED 32	/* its extents are marked already: it has lost its turn to one that came before it */
 
 struct hast_bio {
 	/* What is to be done, and what came of it. */

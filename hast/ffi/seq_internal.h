@@ -71,6 +71,8 @@ void seq_count_error(struct hast_arena *a, const struct hast_bio *bio);
 int seq_remote_readable(struct hast_arena *a, const struct hast_bio *bio);
 /* 0, or why the mutation is not going to be possible. */
 int seq_impossible(struct hast_arena *a, const struct hast_bio *bio);
+/* 1: it has to wait for an overlapping one that came before it, and has to be done once more. */
+int seq_must_wait(struct hast_arena *a, struct hast_bio *bio);
 /* Acknowledges the mutation if that may be done now. */
 void seq_mutation_try_ack(struct hast_arena *a, struct hast_bio *bio);
 /* A component has completed it. */

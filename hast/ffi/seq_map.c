@@ -464,7 +464,7 @@ wake_waiters(struct hast_arena *a, int error, uint64_t offset, uint64_t length)
 			seq_list_append(a, &s->mapwait_head, &s->mapwait_tail, bio->slot);
 		} else if (seq_held(a)) {
 			seq_list_append(a, &s->mapwait_head, &s->mapwait_tail, bio->slot);
-		} else {
+		} else if (!seq_must_wait(a, bio)) {
 			seq_launch(a, bio);
 		}
 	}

@@ -72,6 +72,37 @@ seq_impossible(struct hast_arena *a, const struct hast_bio *bio)
 	return s->sync_remote && s->connected && s->no_deletes && bio->cmd == HAST_CMD_DELETE ? EOPNOTSUPP : 0;
 }
 
+/* How many of those before it in the list it has to wait for. */
+static uint32_t
+count_blockers(struct hast_arena *a, const struct hast_bio *bio, uint32_t at)
+{
+	const uint32_t *active = active_of(a);
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < at; i++)
+		n += (uint32_t)overlap(bio_of(a, active[i]), bio);
+	return n;
+}
+
+int
+seq_must_wait(struct hast_arena *a, struct hast_bio *bio)
+{
+	const struct hast_seq *s = seq_of(a);
+	const uint32_t *active = active_of(a);
+	uint32_t at = 0;
+
+	if (bio->order > s->reordered)
+		return 0;
+	while (at < s->nactive && active[at] != bio->slot)
+		at++;
+	bio->blockers = count_blockers(a, bio, at);
+	if (bio->blockers == 0)
+		return 0;
+	bio->state = HAST_BIO_BLOCKED;
+	bio->flags |= HAST_BIO_ENTERED;
+	return 1;
+}
+
 /* To the components, as soon as nothing is in the way. */
 static void
 start(struct hast_arena *a, struct hast_bio *bio)
@@ -80,6 +111,8 @@ start(struct hast_arena *a, struct hast_bio *bio)
 
 	if (error != 0)
 		seq_refuse(a, bio, error);
+	else if (seq_must_wait(a, bio))
+		return;
 	else if (!seq_held(a) && seq_map_durable(a, bio))
 		seq_launch(a, bio);
 	else
@@ -97,7 +130,9 @@ activate(struct hast_arena *a, struct hast_bio *bio)
 	else if (bio->cmd == HAST_CMD_READ)
 		seq_read_remote(a, bio);
 	else {
-		seq_map_enter(a, bio);
+		if ((bio->flags & HAST_BIO_ENTERED) == 0)
+			seq_map_enter(a, bio);
+		bio->flags &= (uint8_t)~HAST_BIO_ENTERED;
 		start(a, bio);
 	}
 }
@@ -109,14 +144,51 @@ seq_lock(struct hast_arena *a, struct hast_bio *bio)
 	uint32_t *active = active_of(a);
 
 	bio->order = ++s->order;
-	bio->blockers = 0;
-	for (uint32_t i = 0; i < s->nactive; i++)
-		bio->blockers += (uint32_t)overlap(bio_of(a, active[i]), bio);
+	bio->blockers = count_blockers(a, bio, s->nactive);
 	active[s->nactive++] = bio->slot;
 	if (bio->blockers == 0)
 		activate(a, bio);
 	else
 		bio->state = HAST_BIO_BLOCKED;
+}
+
+/* It was over everywhere, so that later ones could begin, and is to be done once more: in the place that it had. Those that have
+   begun, here alone, are done once more as well, and find it before them then. Nothing starts before restart_blocked(). */
+static void
+lock_again(struct hast_arena *a, struct hast_bio *bio)
+{
+	struct hast_seq *s = seq_of(a);
+	uint32_t *active = active_of(a);
+	uint32_t at = s->nactive;
+
+	while (at > 0 && bio_of(a, active[at - 1])->order > bio->order) {
+		active[at] = active[at - 1];
+		at--;
+	}
+	active[at] = bio->slot;
+	s->nactive++;
+	s->reordered = s->order;
+	bio->state = HAST_BIO_BLOCKED;
+}
+
+static void
+restart_blocked(struct hast_arena *a)
+{
+	struct hast_seq *s = seq_of(a);
+	const uint32_t *active = active_of(a);
+	uint32_t next = 0;
+
+	for (uint32_t i = 0; i < s->nactive; i++)
+		if (bio_of(a, active[i])->state == HAST_BIO_BLOCKED)
+			bio_of(a, active[i])->blockers = count_blockers(a, bio_of(a, active[i]), i);
+	while (next < s->nactive) {
+		struct hast_bio *bio = bio_of(a, active[next++]);
+
+		if (bio->state == HAST_BIO_BLOCKED && bio->blockers == 0) {
+			activate(a, bio);
+			next = 0;	/* it may have taken others out of the list */
+		}
+	}
 }
 
 /* The mutation is over everywhere: those that waited for it alone may start. */
@@ -323,7 +395,7 @@ void
 seq_grant_void(struct hast_arena *a)
 {
 	struct hast_seq *s = seq_of(a);
-	uint32_t slot = s->grant_head;
+	uint32_t slot = s->grant_head, flushes = HAST_NONE, tail = HAST_NONE;
 
 	s->sync_number++;
 	s->events &= ~(uint32_t)HAST_SEQ_NEED_DEGRADED;
@@ -338,9 +410,16 @@ seq_grant_void(struct hast_arena *a)
 		bio->used = bio->received = 0;
 		bio->flags &= (uint8_t)~HAST_BIO_MEMSYNC;
 		if (is_mutation(bio))
-			seq_lock(a, bio);
+			lock_again(a, bio);
 		else
-			seq_flush_submit(a, bio);
+			seq_list_append(a, &flushes, &tail, bio->slot);
+	}
+	restart_blocked(a);
+	while (flushes != HAST_NONE) {
+		struct hast_bio *bio = bio_of(a, flushes);
+
+		flushes = bio->next;
+		seq_flush_submit(a, bio);
 	}
 }
 

@@ -3,6 +3,8 @@
 
 import errno
 
+import pytest
+
 from tests.sim.harness import (
     CONNECTED,
     EIO,
@@ -11,6 +13,7 @@ from tests.sim.harness import (
     MEMSYNC,
     NEED_DEGRADED,
     REMOTE_FAILED,
+    SECTOR,
     SYNC_DONE,
     Bench,
     own_flush,
@@ -254,3 +257,35 @@ def test_delete_that_has_waited_for_a_secondary_whose_deletes_promise_nothing() 
     b.connect()
     own_flush(b)
     assert b.answers == {slot: errno.EOPNOTSUPP} and b.remote == [write] and b.local == [write]
+
+
+@pytest.mark.parametrize("later_is_done", [False, True])
+def test_what_waited_for_a_grant_is_done_again_before_what_came_after_it(later_is_done: bool) -> None:
+    """It was stored here, so that an overlapping one could begin. Then this component is given up, without a
+    connection: the secondary gets both, in the order in which they came."""
+    b = Bench(connected=False)
+    first = b.write(0, 0, 2 * SECTOR)
+    b.settle_map()
+    b.local_done(first)
+    assert b.raised == NEED_DEGRADED and b.answers == {}
+    second = b.write(0, SECTOR, SECTOR)
+    third = b.write(0, 0, SECTOR)
+    assert set(b.local) == {second, third}
+    if later_is_done:
+        b.local_done(third)
+    b.detach()
+    if not later_is_done:
+        b.local_done(third)
+    b.local_done(second)
+    assert b.remote == []
+    b.connect()
+    own_flush(b)
+    assert b.remote == [first]
+    b.remote_done(first)
+    own_flush(b)
+    assert set(b.remote) == {second, third} and b.answers == {first: 0}
+    for slot in (third, second):
+        b.remote_done(slot)
+        own_flush(b)
+    assert b.answers == {first: 0, second: 0, third: 0}
+    assert b.seq.s.nactive == 0

@@ -23,7 +23,7 @@ from hast import pipeline as pipeline_module
 from hast.component import Component, create, open_component
 from hast.config import parse
 from hast.control import Role
-from hast.errors import HastError, TemporaryError
+from hast.errors import DiskError, HastError, TemporaryError
 from hast.ffi import _hast
 from hast.link import TakenOverError
 from hast.pipeline import Pipeline
@@ -157,6 +157,10 @@ def none_left(*_: object, **__: object) -> Any:
     raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
 
+def disk_error(*_: object) -> Any:
+    raise DiskError("data: its component cannot be written: Input/output error")
+
+
 def no_doorbells(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(os, "eventfd", none_left)
 
@@ -264,6 +268,22 @@ def test_all_is_read_there_where_it_was_not_known_yet_what_is_newer_on_the_secon
         assert primary.component.read_metadata() == primary.metadata == replace(known, unmapped=False)
         assert primary.component.read_map(known) == b"\xff" * 4 + bytes(known.mapsize - 4)
         assert primary.pipeline.arena is not None and primary.pipeline.arena.seq.ndirty == 32
+
+    scene.run(body)
+
+
+def test_given_up_where_the_map_cannot_say_that_all_is_newer_on_the_secondary(scene: Scene) -> None:
+    """It is known to be out of date, and served by the secondary when that is there; nobody gets an error before."""
+
+    async def body(primary: Primary) -> None:
+        with contextlib.closing(open_component("data", str(scene.component), "off")) as component:
+            was = component.read_metadata()
+            component.write_metadata(replace(was, resuid=7, prevrole=Role.PRIMARY, syncing=True, unmapped=True))
+        scene.monkeypatch.setattr(Component, "fill_map", disk_error)
+        await primary.start({}, [])
+        assert primary.outage is not None and primary.outage.detached and primary.outage.unrecorded
+        assert primary.pipeline is not None and primary.pipeline.arena is not None
+        assert primary.pipeline.arena.seq.detached and primary.pipeline.arena.seq.sync_remote
 
     scene.run(body)
 
