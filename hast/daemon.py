@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2}
+LAST_TURNS = 5  # of the event loop, until it has called what a signal that has come is to call
 
 
 class Daemon:
@@ -133,8 +134,6 @@ class Daemon:
                 reloading.cancel()
                 await asyncio.wait({reloading})
             await self._shutdown(server)
-            # One that comes while the event loop is being closed is complained about.
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         log.info("hastd ended%s", ", a new one begins" if self.restarting else "")
 
     async def _shutdown(self, server: ControlServer) -> None:
@@ -145,12 +144,16 @@ class Daemon:
         await asyncio.gather(*(supervisor.close(leave) for supervisor in self._supervisors.values()))
         await self._workforce.close()
         await self._hooks.close()
+        if self._events is not None:
+            self._events.close()
+        # What comes from here on is for the next hastd, if there is to be one: see main(). What has come is heeded.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        for _ in range(LAST_TURNS):
+            await asyncio.sleep(0)
         if leave and self._ended:  # told to end after all
             leave = False
             await asyncio.gather(*map(self._keeping.remove, list(self._keeping.kept)))
         await self._keeping.close(leave)
-        if self._events is not None:
-            self._events.close()
         self._rundir.close()
 
     def _end(self, why: str) -> None:

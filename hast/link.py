@@ -320,7 +320,7 @@ class Link:
         """The map on disk says where the secondary's data is the newer. Where that cannot be stored, a primary that is
         started anew takes all of it for newer."""
         metadata = self.owner.metadata()
-        if metadata.unmapped:
+        if metadata.unmapped and not self.owner.keepmap():
             try:
                 self.owner.store(replace(metadata, unmapped=False))
             except HastError as error:

@@ -186,8 +186,13 @@ class Outage:
             self.owner.pipeline.send(GGATE, {"cmd": decision})
 
     def go_on(self) -> None:
-        """The process before this one has asked the secondary, and could not store it either."""
+        """The process before this one has asked the secondary, and could not store it either; or it has stored that the
+        component is out of date, and cannot mark where. The next one is to know that, too."""
+        metadata = self.owner.metadata
+        assert metadata is not None
         self.detached = self.unrecorded = True
+        boot.outdate(self.owner.rundir, metadata.resource, metadata.resuid)
+        boot.give_up(self.owner.rundir, metadata)
         self._asking = asyncio.get_running_loop().create_task(self._record())
 
     async def close(self) -> None:

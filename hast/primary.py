@@ -28,7 +28,7 @@ from hast.config import Resource
 from hast.control import Role, StatusEntry
 from hast.device.nbd import NbdExport
 from hast.device.nbdlisten import NbdListener
-from hast.errors import DiskError, HastError, TemporaryError, UnavailableError
+from hast.errors import DataError, DiskError, HastError, TemporaryError, UnavailableError
 from hast.ffi import _hast
 from hast.handshake import Agreement
 from hast.link import MODES, Link, Owner
@@ -179,6 +179,8 @@ class Primary:
             component = open_component(name, path, self.resource.directio, True, LOCK_SECONDS, note)
             metadata = component.read_metadata()
             if known is not None:  # what it refuses now the stages would need in a moment
+                if metadata.resuid != known.resuid:
+                    raise DataError(f"{name}: component {path} is another one now")
                 component.read_map(metadata)
                 component.flush()
         except HastError as error:
@@ -610,7 +612,10 @@ class Primary:
             if not leave:
                 self._end_waits()
             if not leave or (self.device is not None and (self.device.dead or not self.device.kept)):
-                await self._remove_device()
+                try:
+                    await self._remove_device()
+                except HastError as error:  # main sees to it; the rest ends in good order
+                    log.error("%s", error)
             if self.link is not None and not leave:
                 await self.link.settle()
             if self.pipeline is not None:

@@ -1,9 +1,8 @@
 """The spawner: the process that forks workers, so that starting one costs no start of Python.
 
     main -> spawner  {"cmd": "spawn", "id", "resource", "role"}  + the worker's end of its channel to main
-                     {"cmd": "kill", "id", "signal"}
     spawner -> main  {"event": "up"}  once, when everything a worker needs is imported
-                     {"event": "spawned", "id", "pid"} or {"event": "failed", "id", "message"}
+                     {"event": "spawned", "id", "pid"} + its pidfd, or {"event": "failed", "id", "message"}
                      {"event": "exited", "id", "pid", "status"}: the raw wait status; the last word about that id
 
 Invariants:

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hast import spawner
-from hast.channel import Channel, ChannelClosedError, Message, close_all
+from hast.channel import Channel, ChannelClosedError, DescriptorsLostError, Message, close_all
 from hast.config import Resource
 from hast.errors import HastError, ProtocolError, TemporaryError
 from hast.rundir import RunDirectory
@@ -315,7 +315,7 @@ class Workforce:
         """Hear the spawner; when it dies, start another one. At hastd's start, its death ends this instead."""
         while True:
             await self._hear()
-            if not self._started:
+            if not self._started and not self._up.is_set():
                 return
             self._up.clear()
             await self._lost()
@@ -334,6 +334,9 @@ class Workforce:
         while True:
             try:
                 received = await self._channel.arecv()
+            except DescriptorsLostError as lost:
+                self._spawner_event(lost.message, [])
+                continue
             except ProtocolError as error:
                 log.error("%s", error)
                 continue
