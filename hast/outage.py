@@ -151,6 +151,9 @@ class Outage:
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_SECONDS)
             assert owner.component is not None and owner.metadata is not None
+            arena = owner.pipeline.arena if owner.pipeline is not None else None
+            if arena is not None and arena.seq.map_busy:
+                continue  # an update that was under way when it was given up: it must not come down on top of this
             try:
                 with self._component() as component:
                     component.fill_map(owner.metadata)

@@ -111,6 +111,7 @@ struct hast_seq {
 	uint32_t sync_free_head;
 	uint32_t nactive;
 	uint64_t order;
+	uint32_t again;			/* all of the map is written once more: metaflush was switched on */
 	uint64_t reordered;		/* mutations up to this order may have to let earlier ones pass that were under way before */
 	uint64_t seq;
 	uint32_t grant_head;

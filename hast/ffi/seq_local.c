@@ -139,8 +139,9 @@ seq_durable_go_on(struct hast_arena *a)
 			resolve(a, bio);
 			continue;
 		}
-		/* This component is not out of date any more, and is not going to be: it counts what it has failed. */
-		if (!seq_strict(a) && bio->error[HAST_LOCAL] != 0) {
+		/* This component is not out of date any more, or is not when that is stored, and is not going to be: it counts
+		   what it has failed. */
+		if (bio->error[HAST_LOCAL] != 0 && (!seq_strict(a) || (s->settling && s->no_turn && !s->turning))) {
 			answer(a, bio, bio->error[HAST_LOCAL]);
 			continue;
 		}

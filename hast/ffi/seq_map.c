@@ -230,7 +230,7 @@ hast_seq_metaflush(struct hast_arena *a, uint32_t on)
 	/* What was written without a flush may only be in the disk's cache: all of it once more. */
 	memset(ondisk_of(a), 0, a->geo.mapsize);
 	memset(changed_of(a), 1, (a->geo.mapsize + HAST_MAP_BLOCK - 1) / HAST_MAP_BLOCK);
-	s->map_dirty = 1;
+	s->map_dirty = s->again = 1;
 	seq_map_start(a);
 }
 
@@ -535,6 +535,9 @@ map_failed(struct hast_arena *a, int error, uint64_t offset, uint64_t length)
 	memset(changed_of(a) + offset / HAST_MAP_BLOCK, 1, (length + HAST_MAP_BLOCK - 1) / HAST_MAP_BLOCK);
 	s->map_dirty = 1;
 	s->stats.map_error++;
+	/* Where it was the flush that has failed, the disk has lost something, and is nothing to be copied from. */
+	if (__atomic_load_n(&a->stage[HAST_STAGE_DISK].extra[0], __ATOMIC_SEQ_CST) != 0)
+		s->no_source = 1;
 	/* What this node alone wants to mark is no reason to leave the secondary, which is all the more wanted. */
 	if (joins)
 		join(a);
@@ -577,6 +580,11 @@ seq_map_done(struct hast_arena *a, int error)
 	}
 	if (wake_waiters(a, error, offset, length))
 		seq_map_start(a);
+	/* metaflush was switched on: until all of it is written once more. */
+	if (length > 0 && error == 0 && s->again) {
+		seq_map_start(a);
+		s->again = s->map_busy;
+	}
 	seq_flush_resume(a);
 	if (s->turning)
 		seq_durable_go_on(a);

@@ -153,7 +153,8 @@ seq_lock(struct hast_arena *a, struct hast_bio *bio)
 }
 
 /* It was over everywhere, so that later ones could begin, and is to be done once more: in the place that it had. Those that have
-   begun, here alone, are done once more as well, and find it before them then. Nothing starts before restart_blocked(). */
+   begun, here alone, are done once more as well, and find it before them then; one that is over by now, on both nodes, is written over
+   by it, which is unanswered still. Nothing starts before restart_blocked(). */
 static void
 lock_again(struct hast_arena *a, struct hast_bio *bio)
 {

@@ -244,7 +244,9 @@ def test_worker_dies_while_only_the_secondary_knows_that_it_is_ahead(make_pair: 
     assert pair.differing() is None
 
 
-@pytest.mark.parametrize("first", ["all", "data"], ids=["nothing could be stored", "it is stored"])
+@pytest.mark.parametrize(
+    "first", ["all", "data", "write"], ids=["nothing could be stored", "it is stored", "it could be read for a while"]
+)
 def test_worker_dies_while_the_disk_is_gone(make_pair: MakePair, first: str) -> None:
     """The component was given up before, everything is done by the secondary. By now it cannot even be read: the next
     worker goes on without it, and tells it what it has missed when it is there again."""
@@ -252,13 +254,16 @@ def test_worker_dies_while_the_disk_is_gone(make_pair: MakePair, first: str) -> 
     if first == "data":
         disk.fail("write", errno.EIO, within=(start, END))
     else:
-        disk.fail("all", errno.EIO)
+        disk.fail(first, errno.EIO)
     with RawClient(pair.a.socket()) as raw:
         write(raw, NEW, 4)
     eventually(lambda: pair.a.status()["syncing"] == 2, "it is given up")
-    disk.fail("all", errno.EIO)
-    os.kill(int(pair.a.status()["workerpid"]), signal.SIGKILL)
-    eventually(lambda: pair.a.said().count(" serves ") == 2, "there is another worker")
+    workers = 1
+    for fault in ("write", "all") if first == "write" else ("all",):
+        disk.fail(fault, errno.EIO)
+        os.kill(int(pair.a.status()["workerpid"]), signal.SIGKILL)
+        workers += 1
+        eventually(lambda count=workers: pair.a.said().count(" serves ") == count, "there is another worker")
     with RawClient(pair.a.socket()) as raw:
         write(raw, NEWER, 6)
     status = pair.a.status()

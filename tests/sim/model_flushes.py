@@ -110,7 +110,7 @@ class Flushes(Writes):
                 self.settled(op, 0)
             elif op.never and not self.turning:
                 self.resolve(op)
-            elif op.error[LOCAL] and not self.strict:
+            elif op.error[LOCAL] and (not self.strict or (self.settling and self.no_turn and not self.turning)):
                 self.settled(op, op.error[LOCAL])
             else:
                 self.settlers.append(op)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from hast.stages.context import DISK
 from tests.sim.harness import (
     ASYNC,
     CONNECTED,
@@ -159,6 +160,22 @@ def test_failed_update_of_other_extents_than_the_secondarys_does_not_end_the_joi
     b.write(9)
     b.map_done(EIO)
     assert b.seq.s.turning == 1, "it has everything: it takes the place of this component"
+
+
+def test_a_disk_that_has_failed_the_flush_of_an_update_is_no_source() -> None:
+    """What it has lost by that may be whole on the secondary, and is marked."""
+    b = Bench(connected=False, load=0b11)
+    refused = b.write(5)
+    b.seq.arena.stage[DISK].extra[0] = EIO  # as the disk stage does
+    b.map_done(EIO)
+    assert b.answers == {refused: EIO}
+    b.raised = 0
+    b.connect()
+    b.map_done(EIO)
+    assert b.raised == CONNECTED | MAP_FAILED and b.seq.s.no_source == 1
+    b.seq.sync_start(from_remote=False)
+    b.look()
+    assert b.local == [], "nothing is read, to be copied"
 
 
 def test_failed_update_ends_the_joining_where_what_is_marked_need_not_be_durable() -> None:

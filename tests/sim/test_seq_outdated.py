@@ -225,7 +225,8 @@ def test_out_of_date_and_cannot_be_given_up() -> None:
 
 
 def test_flush_fails_between_the_end_of_a_synchronisation_and_the_word_that_it_is_stored() -> None:
-    """Where the secondary cannot take this component's place any more, its failures count again from then on."""
+    """Where the secondary cannot take this component's place any more, its failures count again from then on, and
+    nobody waits for the word."""
     b = old(3)
     b.seq.s.detach_on_error = 1
     failed = b.write(0)
@@ -243,7 +244,7 @@ def test_flush_fails_between_the_end_of_a_synchronisation_and_the_word_that_it_i
     flush = b.flush()
     b.local_done(flush, EIO)
     b.remote_done(flush)
-    assert b.answers == {}
+    assert b.answers == {flush: EIO}, "also when it cannot be stored for long"
     b.current()
     assert b.answers == {flush: EIO}
 

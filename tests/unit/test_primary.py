@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
+from hast import boot
 from hast import component as component_module
 from hast import link as link_module
 from hast import pipeline as pipeline_module
-from hast.component import Component, create, open_component
+from hast.component import AbsentComponent, Component, create, open_component
 from hast.config import parse
 from hast.control import Role
 from hast.errors import DiskError, HastError, TemporaryError
@@ -284,6 +285,20 @@ def test_given_up_where_the_map_cannot_say_that_all_is_newer_on_the_secondary(sc
         assert primary.outage is not None and primary.outage.detached and primary.outage.unrecorded
         assert primary.pipeline is not None and primary.pipeline.arena is not None
         assert primary.pipeline.arena.seq.detached and primary.pipeline.arena.seq.sync_remote
+
+    scene.run(body)
+
+
+def test_component_that_was_given_up_is_another_one_now(scene: Scene) -> None:
+    """Somebody has put a new disk in its place. It is not served as if it were the old one."""
+
+    async def body(primary: Primary) -> None:
+        with contextlib.closing(open_component("data", str(scene.component), "off")) as component:
+            known = replace(component.read_metadata(), resuid=7, prevrole=Role.PRIMARY, syncing=True)
+        boot.give_up(scene.directory, known)
+        await primary.start({"again": True}, [])
+        assert isinstance(primary.component, AbsentComponent) and primary.metadata == known
+        assert primary.outage is not None and primary.outage.detached
 
     scene.run(body)
 
