@@ -134,8 +134,9 @@ class Machine:
         eventually(lambda: self.hooks.status() == "down", "down")
 
     def safe(self) -> dict[str, str]:
-        """SHA-256 by name of the files whose fsync has returned on this machine."""
-        lines = (self.node.directory / "safe").read_bytes().decode().split("\n")[:-1]
+        """SHA-256 by name of the files whose fsync has returned on this machine; its writer may be about to begin."""
+        path = self.node.directory / "safe"
+        lines = path.read_bytes().decode().split("\n")[:-1] if path.exists() else []
         return dict(line.split() for line in lines if not line.startswith("filewriter: "))
 
     def said(self) -> str:
