@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -21,12 +22,18 @@ from hast import promotion
 from hast.channel import Channel, Message
 from hast.config import Resource
 from hast.errors import HastError, SystemCallError, TemporaryError
+from hast.metadata import Metadata
 from hast.spawner import resource_from_dict, resource_to_dict
 
 LOCK_SECONDS = 2.0  # for the kernel to let go of the component of a worker that has just ended
 DISK_SECONDS = 20.0  # for the disk to take it
 
-CHANGES = {"discard": promotion.discarding, "force": promotion.forced}
+
+def _force(metadata: Metadata) -> Metadata:
+    return promotion.forced(metadata, secrets.randbits(64))
+
+
+CHANGES = {"discard": promotion.discarding, "force": _force}
 
 
 async def amend(resource: Resource, change: str) -> bool:

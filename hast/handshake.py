@@ -364,6 +364,8 @@ def _accepted(request: Handshake2Request, made: Decision, metadata: Metadata, do
     `syncing` ends with the primary's word that it is over. One that is not ours never says it: it counts as over with
     the next handshake that finds both in sync, and is not begun at all. It is over as well where that finds a primary
     that is out of date: then nothing has been acknowledged that is not durable here.
+
+    `unheard` ends with the primary's first request, or when it shows a localcnt: it has heard `virgin` then.
     """
     syncing = metadata.syncing
     if made.outcome is Outcome.IN_SYNC and request.outdated:
@@ -376,4 +378,6 @@ def _accepted(request: Handshake2Request, made: Decision, metadata: Metadata, do
     pair = metadata.pair
     if made.target:
         pair = decision.as_target(pair, Pair(request.localcnt, request.remotecnt))
-    return replace(metadata, resuid=resuid, pair=pair, syncing=syncing, discard=False)
+    unfit = syncing or made.target or metadata.unheard
+    unheard = unfit and request.localcnt == 0 and made.syncsrc is SyncSource.PRIMARY
+    return replace(metadata, resuid=resuid, pair=pair, syncing=syncing, discard=False, unheard=unheard)

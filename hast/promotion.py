@@ -14,7 +14,7 @@ from dataclasses import replace
 from hast import decision
 from hast.control import Role
 from hast.errors import UnavailableError
-from hast.metadata import Metadata
+from hast.metadata import Metadata, Pair
 
 
 def target_text(resource: str) -> str:
@@ -37,12 +37,13 @@ def check_primary(metadata: Metadata) -> None:
 
 def as_primary(metadata: Metadata, random64: int) -> tuple[Metadata, bool]:
     """The metadata of a node that becomes primary, and whether nothing was ever written here; random64 is for its
-    unique ID, at the first start ever. Raises UnavailableError (see check_primary)."""
+    unique ID, at the first start ever, and where one of FreeBSD's may take this node, which it has not synchronised
+    yet, for one in sync (see forced). Raises UnavailableError (see check_primary)."""
     check_primary(metadata)
     virgin = metadata.resuid == 0
     return replace(
         metadata,
-        resuid=decision.choose_resuid(random64) if virgin else metadata.resuid,
+        resuid=decision.choose_resuid(random64) if virgin or metadata.unheard else metadata.resuid,
         prevrole=Role.PRIMARY,
         # As a secondary it may have been met by a primary that has taken its counters for its own since.
         alone=metadata.alone and metadata.prevrole is Role.PRIMARY,
@@ -50,6 +51,7 @@ def as_primary(metadata: Metadata, random64: int) -> tuple[Metadata, bool]:
         discard=False,
         unmapped=metadata.syncing and metadata.unmapped,
         blank=metadata.syncing and metadata.blank,
+        unheard=False,
     ), virgin
 
 
@@ -59,10 +61,23 @@ def discarding(metadata: Metadata) -> Metadata:
     return replace(metadata, discard=True)
 
 
-def forced(metadata: Metadata) -> Metadata:
+def forced(metadata: Metadata, random64: int) -> Metadata:
     """`hastctl role -f primary`: what the other node has and this one lacks is given up. Both then have something of
-    their own, which their next handshake finds, as a split-brain. Nothing changes where nothing has to be forced."""
+    their own, which their next handshake finds, as a split-brain. Nothing changes where nothing has to be forced.
+
+    That handshake has to see a remotecnt here that is below the other node's localcnt, also where this one was found in
+    sync and not fit to be used. Where that localcnt may be 0 no counter tells it: another unique ID, of random64, does.
+    """
     if not metadata.syncing:
         return metadata
     pair = decision.before_degraded_write(metadata.pair, None)
-    return replace(metadata, syncing=False, pair=pair, alone=True, prevrole=Role.PRIMARY, discard=False)
+    return replace(
+        metadata,
+        resuid=decision.choose_resuid(random64) if metadata.unheard else metadata.resuid,
+        pair=Pair(pair.localcnt, max(pair.remotecnt - 1, 0)),
+        prevrole=Role.PRIMARY,
+        syncing=False,
+        alone=True,
+        discard=False,
+        unheard=False,
+    )

@@ -253,11 +253,13 @@ class Secondary:
         self.lose(what)
 
     def _first_request(self) -> None:
-        """The primary has merged our map into its own, durably: ours is not needed any more."""
+        """The primary has stored what the handshake has told it, and merged our map into its own, durably: ours is not
+        needed any more."""
         assert self.metadata is not None
         if self._keepmap:
             return
         try:
+            self._store(replace(self.metadata, unheard=False))
             self._write_map(bytes(self.metadata.mapsize), durable=self.resource.metaflush)
         except HastError as error:
             # Too much is dirty then, which costs a longer synchronisation and nothing else.

@@ -116,7 +116,7 @@ class World:
         node.role = Role.INIT
         if role is Role.PRIMARY:
             if force:
-                node.metadata, node.mixed = forced(node.metadata), False
+                node.metadata, node.mixed = forced(node.metadata, 7), False
             again = node.metadata.prevrole is Role.PRIMARY
             try:
                 node.metadata, virgin = as_primary(node.metadata, 6)

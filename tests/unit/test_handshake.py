@@ -54,7 +54,8 @@ def both_sides(own_uid: int, own: Pair, theirs: Pair, virgin: bool) -> None:
         return
     agreement = finish(handshake, made.message)
     told = as_target(own, theirs) if expected.target else own
-    assert made.metadata == replace(CAPTURED, pair=told, syncing=expected.target)
+    unheard = expected.target and theirs.localcnt == 0
+    assert made.metadata == replace(CAPTURED, pair=told, syncing=expected.target, unheard=unheard)
     assert (agreement.syncsrc, agreement.secondary) == (expected.syncsrc, told)
     assert expected.virgin is (own_uid == 0)
     assert agreement.virgin is (own_uid == 0 or (expected.target and theirs.localcnt == 0))
@@ -231,7 +232,11 @@ def test_a_forced_target_is_found_though_the_first_answer_was_lost(resuid: int) 
             continue
         made = answer(second(theirs), made.metadata)
         told = finish(primary(theirs), made.message).metadata
-        assert told.pair == Pair(1, d)
-        went = forced(made.metadata).pair
+        assert told.pair == Pair(1, d) and made.metadata.unheard
+        # It does not know yet whether that was heard.
+        assert forced(made.metadata, UID).resuid == UID + 1
+        heard = answer(second(told), made.metadata).metadata
+        assert heard == replace(made.metadata, unheard=False)
+        went = forced(heard, UID).pair
         assert decide(UID, went, UID, told.pair, False).outcome is Outcome.SPLIT_BRAIN
         assert decide(UID, told.pair, UID, went, False).outcome is Outcome.SPLIT_BRAIN

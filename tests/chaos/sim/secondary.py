@@ -153,6 +153,7 @@ class Secondary(Part):
         word = self.mail.popleft()
         if word == "first" and not self.keepmap:
             try:
+                self.store(replace(self.meta, unheard=False))
                 self.write_map(0)
             except WorkerFailed:
                 return

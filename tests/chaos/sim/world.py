@@ -176,7 +176,7 @@ class World:
         if self.outdated[node]:
             self.outdated[node] = False
             self.oracle.accept(node)
-        after = promotion.forced(disk.meta)
+        after = promotion.forced(disk.meta, self.new_resuid())
         if after != disk.meta:
             disk.settle()
             disk.put_meta(after)
