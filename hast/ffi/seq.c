@@ -243,6 +243,9 @@ hast_seq_submit(struct hast_arena *a, uint32_t slot)
 
 	if (bio->state != HAST_BIO_CLAIMED || !request_ok(a, bio))
 		return -EINVAL;
+	/* What is begun after a loss is no part of it. */
+	if (__atomic_load_n(&s->loss, __ATOMIC_ACQUIRE) == HAST_SEQ_LOSS_TOLD)
+		hast_seq_local_flush_failed(a);
 	seq_prepare(a, bio);
 	switch (bio->cmd) {
 	case HAST_CMD_READ:
@@ -365,6 +368,8 @@ settle(struct hast_arena *a, struct hast_bio *bio, int component)
 	struct hast_seq *s = seq_of(a);
 
 	bio->pending &= (uint8_t)~(1u << component);
+	if (component == HAST_LOCAL && __atomic_load_n(&s->loss, __ATOMIC_ACQUIRE) != HAST_SEQ_LOSS_NONE)
+		seq_loss(a, bio);
 	if (component == HAST_LOCAL && bio->error[HAST_LOCAL] != 0)
 		seq_count_error(a, bio);
 	if (component == HAST_REMOTE)

@@ -84,6 +84,13 @@ struct hast_sync_extent {
 	uint8_t pad[6];
 };
 
+/* What was in the component's cache: nobody has said that it is lost; somebody has; that is heeded. */
+enum hast_seq_loss {
+	HAST_SEQ_LOSS_NONE,
+	HAST_SEQ_LOSS_TOLD,
+	HAST_SEQ_LOSS_HEEDED
+};
+
 struct hast_seq_stats {
 	uint64_t read;
 	uint64_t write;
@@ -175,6 +182,7 @@ struct hast_seq {
 	uint32_t confirming;		/* out of date: the secondary flushes first, so that nothing is read there that it may lose */
 	uint32_t cache_lost;		/* a flush of the local component has failed, and it is not settled what becomes of that */
 	uint32_t no_source;		/* a flush of it has failed, in this arena or before it: nothing is copied from it */
+	uint32_t loss;			/* enum hast_seq_loss: set from outside, at once when another process's flush of it has failed */
 	uint32_t dirty_max;		/* dirty extents from which on cold ones are cleared also beside clients; before, in quiet moments */
 	uint32_t detach_on_error;	/* setting: any failure of the local component ends its use */
 	uint32_t durable_head;
@@ -237,7 +245,8 @@ void hast_seq_detach(struct hast_arena *a);
 /* After HAST_SEQ_LOCAL_FAILED: it could not be stored. What has failed is answered so. */
 void hast_seq_local_refused(struct hast_arena *a);
 /* A flush of the local component has failed that was not the sequencer's: as if it had been. The disk stage, which is to be told
-   before this, fails the one that may be under way, and all later ones. */
+   before this, fails the one that may be under way, and all later ones. Where `loss` was set to TOLD before, that has done the
+   same already, if anything was completed since: the word is there before a message is, and no read may be believed between. */
 void hast_seq_local_flush_failed(struct hast_arena *a);
 /* After HAST_SEQ_SYNC_DONE: it is stored that this component is not out of date any more. */
 void hast_seq_current(struct hast_arena *a);

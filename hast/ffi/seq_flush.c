@@ -133,11 +133,28 @@ seq_flush_failed(struct hast_arena *a, const struct hast_bio *bio, int component
 void
 hast_seq_local_flush_failed(struct hast_arena *a)
 {
-	if (seq_of(a)->detached)
+	struct hast_seq *s = seq_of(a);
+	uint32_t loss = __atomic_load_n(&s->loss, __ATOMIC_ACQUIRE);
+
+	if (s->detached || loss == HAST_SEQ_LOSS_HEEDED)
 		return;
+	if (loss == HAST_SEQ_LOSS_TOLD)
+		__atomic_store_n(&s->loss, HAST_SEQ_LOSS_HEEDED, __ATOMIC_RELAXED);
 	local_flush_failed(a, EIO);
 	seq_distrust(a);
 	seq_sync_again(a);
+}
+
+/* The local component has completed bio, and another process has been told by it that what was in its cache is lost. The disk stage
+   may not know that yet: from now on it fails flushes. */
+void
+seq_loss(struct hast_arena *a, struct hast_bio *bio)
+{
+	int flushed = bio->cmd == HAST_CMD_FLUSH || (bio->cmd == HAST_CMD_MAP && (bio->flags & HAST_BIO_DURABLE) != 0);
+
+	if (flushed && bio->error[HAST_LOCAL] == 0)
+		bio->error[HAST_LOCAL] = EIO;
+	hast_seq_local_flush_failed(a);
 }
 
 /* Something that was acknowledged is perhaps durable here alone from now on, and somebody relies on it: localcnt has to say so.

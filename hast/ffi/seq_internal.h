@@ -98,6 +98,7 @@ void seq_flush_resume(struct hast_arena *a);
 void seq_flush_done(struct hast_arena *a, struct hast_bio *bio);
 /* A component has failed a flush. */
 void seq_flush_failed(struct hast_arena *a, const struct hast_bio *bio, int component);
+void seq_loss(struct hast_arena *a, struct hast_bio *bio);
 /* What was written to both and not flushed since is not to be relied on any more. */
 void seq_distrust(struct hast_arena *a);
 /* A flush of the sequencer's own, unless one is under way. 1 when it was started. */

@@ -9,6 +9,7 @@ from tests.sim.harness import (
     DURABLEWAIT,
     EIO,
     LOCAL_FAILED,
+    LOSS_TOLD,
     MAP_FAILED,
     MEMSYNC,
     NEED_DEGRADED,
@@ -172,6 +173,50 @@ def test_flush_that_the_worker_has_failed_without_the_secondary() -> None:
     b.look()
     assert 1 in b.seq.sync()
     assert b.local == [] and b.remote == []
+
+
+def test_nothing_is_believed_that_was_read_when_the_worker_had_failed_a_flush() -> None:
+    """Simulation, seed 13000108059: its word is there before its message is, and the disk shows older data by then."""
+    b = whole()
+    b.whole_write(1)
+    read = b.read(1)
+    b.seq.s.loss = LOSS_TOLD
+    b.local_done(read)
+    assert b.answers == {} and read in b.remote and b.seq.s.turning == 1
+    marked = b.seq.sync()
+    b.local_flush_failed()  # the message
+    assert b.seq.sync() == marked
+    b.remote_done(read)
+    assert b.answers == {read: 0}
+
+
+def test_write_that_is_begun_after_the_worker_has_failed_a_flush_is_none_that_is_lost() -> None:
+    """Simulation, seed 14000102224: it was answered with an error, without anything that had failed for it."""
+    b = whole()
+    b.whole_write(1)
+    b.disconnect()
+    b.seq.s.degraded_ok = 1
+    b.seq.s.loss = LOSS_TOLD
+    slot = b.write(1)
+    b.local_done(slot)
+    assert b.answers[slot] == 0
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_flush_that_the_disk_does_after_the_worker_had_failed_one_has_failed(connected: bool) -> None:
+    """The disk says it once; the disk stage hears of it in a message."""
+    b = whole()
+    b.whole_write(1)
+    if not connected:
+        b.disconnect()
+    for _ in range(2):
+        flush = b.flush()
+        b.seq.s.loss = max(int(b.seq.s.loss), LOSS_TOLD)
+        b.local_done(flush)
+        if connected:
+            assert b.answers == {} and b.seq.s.turn_detach == 1
+            return
+        assert b.answers.pop(flush) == EIO
 
 
 def test_reads_of_what_a_failed_flush_may_have_lost_go_there_at_once() -> None:

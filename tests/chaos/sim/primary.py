@@ -18,7 +18,15 @@ from hast.peering import Peering
 from tests.chaos.sim.arena import Arena
 from tests.chaos.sim.ggate import ANSWERED, ASKED, DOWN, PARTING, UP, Ggate, Op
 from tests.chaos.sim.parts import Conn, StoreFailed, WorkerFailed
-from tests.sim.harness import CONNECTED, LOCAL_FAILED, MAP_FAILED, NEED_DEGRADED, REMOTE_FAILED, SYNC_DONE
+from tests.sim.harness import (
+    CONNECTED,
+    LOCAL_FAILED,
+    LOSS_TOLD,
+    MAP_FAILED,
+    NEED_DEGRADED,
+    REMOTE_FAILED,
+    SYNC_DONE,
+)
 
 if TYPE_CHECKING:
     from hast.metadata import Metadata
@@ -85,6 +93,7 @@ class Primary(Ggate):
         self.gone.update(self.disk.flush_failed(self.disk.mark(), world.fate))
         self.oracle.lost(self.node, self.gone, self.served())
         world.soften()
+        self.s.loss = LOSS_TOLD
         self.orders.append(("flush_failed", None))
 
     def read_note(self) -> None:
