@@ -358,6 +358,12 @@ def _virgin_again(request: Handshake2Request, made: Decision, metadata: Metadata
     return request.hast and request.localcnt == 0
 
 
+def first_request(metadata: Metadata) -> Metadata:
+    """The secondary's metadata when its primary has sent the first request: what the handshake has told it is stored
+    there. Its localcnt is at least 1, if this node is a target."""
+    return replace(metadata, unsaid=metadata.unsaid and metadata.pair.remotecnt > 0)
+
+
 def _accepted(request: Handshake2Request, made: Decision, metadata: Metadata, doubt: bool) -> Metadata:
     """What is stored before the answer (invariant 10: a target knows that it is one).
 
@@ -365,19 +371,20 @@ def _accepted(request: Handshake2Request, made: Decision, metadata: Metadata, do
     the next handshake that finds both in sync, and is not begun at all. It is over as well where that finds a primary
     that is out of date: then nothing has been acknowledged that is not durable here.
 
-    `unheard` ends with the primary's first request, or when it shows a localcnt: it has heard `virgin` then.
+    `unsaid` is set where the primary's localcnt does not say that this node is a target: a handshake in sync, or with
+    one of 0, which is raised when that one has heard `virgin` (see first_request).
     """
     syncing = metadata.syncing
     if made.outcome is Outcome.IN_SYNC and request.outdated:
         syncing = False
     elif request.hast:
-        syncing = syncing or made.target or (doubt and made.outcome is Outcome.IN_SYNC)
+        syncing = syncing or made.target or metadata.unsaid or (doubt and made.outcome is Outcome.IN_SYNC)
     elif made.outcome is Outcome.IN_SYNC:
         syncing = False
     resuid = metadata.resuid if made.adopt_resuid is None else made.adopt_resuid
     pair = metadata.pair
     if made.target:
         pair = decision.as_target(pair, Pair(request.localcnt, request.remotecnt))
-    unfit = syncing or made.target or metadata.unheard
-    unheard = unfit and request.localcnt == 0 and made.syncsrc is SyncSource.PRIMARY
-    return replace(metadata, resuid=resuid, pair=pair, syncing=syncing, discard=False, unheard=unheard)
+    unfit = syncing or made.target or (metadata.unsaid and not request.hast)
+    unsaid = unfit and request.localcnt <= pair.remotecnt and made.syncsrc is SyncSource.PRIMARY
+    return replace(metadata, resuid=resuid, pair=pair, syncing=syncing, discard=False, unsaid=unsaid)

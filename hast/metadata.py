@@ -58,9 +58,9 @@ class Metadata:
 
     prevrole is the role of the one who wrote the block, pair that role's counters. syncing: this node is
     the target of a synchronisation that has not finished, so its data is not fit to be used. unmapped: and the map does
-    not say for certain where it differs. blank: and the other node was one that was never used. unheard: this node's
-    data is not fit to be used, and the other one, whose localcnt was 0, may not have heard of it. alone: localcnt was
-    raised since the other node was last met, so it need not be raised again (hast.decision). discard: what this node
+    not say for certain where it differs. blank: and the other node was one that was never used. unsaid: this node's
+    data is not fit to be used, and the other one's localcnt is perhaps not above remotecnt. alone: localcnt was raised
+    since the other node was last met, so it need not be raised again (hast.decision). discard: what this node
     has changed alone is to be thrown away when the nodes find that both have (`hastctl discard`).
     """
 
@@ -77,7 +77,7 @@ class Metadata:
     discard: bool = False
     unmapped: bool = False
     blank: bool = False
-    unheard: bool = False
+    unsaid: bool = False
 
     @property
     def mapsize(self) -> int:
@@ -114,8 +114,8 @@ class Metadata:
             nv.add_uint8("unmapped", 1)
         if self.blank:
             nv.add_uint8("blank", 1)
-        if self.unheard:
-            nv.add_uint8("unheard", 1)
+        if self.unsaid:
+            nv.add_uint8("unsaid", 1)
         return nv.encode(METADATA_SIZE).ljust(METADATA_SIZE, b"\0")
 
 
@@ -171,7 +171,7 @@ def _from_nv(nv: Nv) -> Metadata:
         discard=nv.get_uint8("discard", 0) != 0,
         unmapped=nv.get_uint8("unmapped", 0) != 0,
         blank=nv.get_uint8("blank", 0) != 0,
-        unheard=nv.get_uint8("unheard", 0) != 0,
+        unsaid=nv.get_uint8("unsaid", 0) != 0,
     )
     _check_sizes(metadata)
     return metadata

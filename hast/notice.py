@@ -60,10 +60,10 @@ def heed(notice: Notice, session: bytes, metadata: Metadata) -> Heeded:
     if not session or not hmac.compare_digest(notice.token, session):
         raise DataError(TOKEN_MISMATCH)
     if notice.word == SYNCED:
-        return Heeded(replace(metadata, syncing=False, unheard=False), None, _accepted(None))
+        return Heeded(replace(metadata, syncing=False, unsaid=False), None, _accepted(None))
     if notice.word == AHEAD:
         # Where the primary's data is old nobody knows any more, so all of it is: the map says that at the next contact.
-        ahead = replace(metadata, pair=decision.ahead(metadata.pair), syncing=False, unheard=False)
+        ahead = replace(metadata, pair=decision.ahead(metadata.pair), syncing=False, unsaid=False)
         return Heeded(ahead, bytes(all_dirty(metadata.mapsize)), _accepted(ahead.pair))
     raise DataError(f"Unknown notice {printable(notice.word[:MAX_WORD])!r}.")
 

@@ -79,7 +79,7 @@ class Outage:
         try:
             if detach:
                 owner.component.fill_map(owner.metadata)
-            owner._store(replace(metadata, syncing=True))
+            owner._store(replace(metadata, syncing=True, unsaid=True))
         except HastError as error:
             log.error("%s; asking the secondary to store that it is ahead", error)
             if self._asking is not None:  # of a connection that is gone: its answer is not for this question

@@ -114,6 +114,7 @@ def only_raised(metadata: Metadata, attempts: Iterable[Metadata]) -> bool:
             syncing=metadata.syncing,
             unmapped=metadata.unmapped,
             blank=metadata.blank,
+            unsaid=metadata.unsaid,
         )
         == metadata
         and (attempt.syncing == metadata.syncing or (attempt.syncing and attempt.pair == metadata.pair))
@@ -150,7 +151,7 @@ def in_sync(peering: Peering, metadata: Metadata) -> tuple[Peering, Metadata, Ho
     pair = decision.after_sync(peering.peer)
     hooks = ("syncdone",) if peering.phase is Phase.SYNCING else ()
     peering = replace(peering, phase=Phase.CONNECTED, peer=Pair(pair.remotecnt, pair.localcnt))
-    return peering, replace(metadata, pair=pair, alone=False, syncing=False, unmapped=False), hooks
+    return peering, replace(metadata, pair=pair, alone=False, syncing=False, unmapped=False, unsaid=False), hooks
 
 
 def outdated(peering: Peering) -> tuple[Peering, Hooks]:

@@ -199,7 +199,7 @@ class Primary:
         assert self.component is not None and self.metadata is not None
         if not boot.outdated(self.rundir, self.resource.name, self.metadata.resuid):
             return False
-        known = replace(self.metadata, syncing=True)
+        known = replace(self.metadata, syncing=True, unsaid=True)
         try:
             self.component.fill_map(known)
             self.component.write_metadata(known)

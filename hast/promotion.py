@@ -41,9 +41,10 @@ def as_primary(metadata: Metadata, random64: int) -> tuple[Metadata, bool]:
     yet, for one in sync (see forced). Raises UnavailableError (see check_primary)."""
     check_primary(metadata)
     virgin = metadata.resuid == 0
+    unknown = virgin or (metadata.unsaid and not metadata.syncing)
     return replace(
         metadata,
-        resuid=decision.choose_resuid(random64) if virgin or metadata.unheard else metadata.resuid,
+        resuid=decision.choose_resuid(random64) if unknown else metadata.resuid,
         prevrole=Role.PRIMARY,
         # As a secondary it may have been met by a primary that has taken its counters for its own since.
         alone=metadata.alone and metadata.prevrole is Role.PRIMARY,
@@ -51,7 +52,7 @@ def as_primary(metadata: Metadata, random64: int) -> tuple[Metadata, bool]:
         discard=False,
         unmapped=metadata.syncing and metadata.unmapped,
         blank=metadata.syncing and metadata.blank,
-        unheard=False,
+        unsaid=metadata.syncing and metadata.unsaid,
     ), virgin
 
 
@@ -65,19 +66,24 @@ def forced(metadata: Metadata, random64: int) -> Metadata:
     """`hastctl role -f primary`: what the other node has and this one lacks is given up. Both then have something of
     their own, which their next handshake finds, as a split-brain. Nothing changes where nothing has to be forced.
 
-    That handshake has to see a remotecnt here that is below the other node's localcnt, also where this one was found in
-    sync and not fit to be used. Where that localcnt may be 0 no counter tells it: another unique ID, of random64, does.
+    That handshake has to see a remotecnt here that is below the other node's localcnt. Where it may not be, because
+    this node was in sync by its counters and not fit to be used all the same, it is lowered. And where that cannot be,
+    because it is 0, another unique ID says so, of random64: the nodes have nothing in common then.
     """
     if not metadata.syncing:
         return metadata
-    pair = decision.before_degraded_write(metadata.pair, None)
+    resuid, pair = metadata.resuid, decision.before_degraded_write(metadata.pair, None)
+    if metadata.unsaid and pair.remotecnt > 0:
+        pair = Pair(pair.localcnt, pair.remotecnt - 1)
+    elif metadata.unsaid:
+        resuid = decision.choose_resuid(random64)
     return replace(
         metadata,
-        resuid=decision.choose_resuid(random64) if metadata.unheard else metadata.resuid,
-        pair=Pair(pair.localcnt, max(pair.remotecnt - 1, 0)),
+        resuid=resuid,
+        pair=pair,
         prevrole=Role.PRIMARY,
         syncing=False,
         alone=True,
         discard=False,
-        unheard=False,
+        unsaid=False,
     )

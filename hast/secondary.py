@@ -28,7 +28,14 @@ from hast.config import Resource
 from hast.control import Role
 from hast.decision import Outcome
 from hast.errors import DiskError, HastError, UnavailableError
-from hast.handshake import SecondaryAnswer, answer_second, refusal_message, refused_second, request_from_dict
+from hast.handshake import (
+    SecondaryAnswer,
+    answer_second,
+    first_request,
+    refusal_message,
+    refused_second,
+    request_from_dict,
+)
 from hast.messages import DISK_FAILED, MISMATCH_ADVICE, SPLIT_BRAIN_ADVICE, Handshake2Request, Refusal
 from hast.metadata import Metadata
 from hast.notice import AHEAD, Notice, heed
@@ -259,7 +266,7 @@ class Secondary:
         if self._keepmap:
             return
         try:
-            self._store(replace(self.metadata, unheard=False))
+            self._store(first_request(self.metadata))
             self._write_map(bytes(self.metadata.mapsize), durable=self.resource.metaflush)
         except HastError as error:
             # Too much is dirty then, which costs a longer synchronisation and nothing else.

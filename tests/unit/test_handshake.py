@@ -14,7 +14,7 @@ from hast import checksum, compression, peering
 from hast.activemap import count_dirty, set_bit
 from hast.decision import Outcome, as_target, decide
 from hast.errors import DiskError
-from hast.handshake import RefusedError, answer_second, request_from_dict, request_to_dict
+from hast.handshake import RefusedError, answer_second, first_request, request_from_dict, request_to_dict
 from hast.messages import Handshake2Request
 from hast.metadata import Metadata, Pair
 from hast.peering import OutdatedError, Peering
@@ -54,8 +54,8 @@ def both_sides(own_uid: int, own: Pair, theirs: Pair, virgin: bool) -> None:
         return
     agreement = finish(handshake, made.message)
     told = as_target(own, theirs) if expected.target else own
-    unheard = expected.target and theirs.localcnt == 0
-    assert made.metadata == replace(CAPTURED, pair=told, syncing=expected.target, unheard=unheard)
+    unsaid = expected.target and theirs.localcnt <= told.remotecnt
+    assert made.metadata == replace(CAPTURED, pair=told, syncing=expected.target, unsaid=unsaid)
     assert (agreement.syncsrc, agreement.secondary) == (expected.syncsrc, told)
     assert expected.virgin is (own_uid == 0)
     assert agreement.virgin is (own_uid == 0 or (expected.target and theirs.localcnt == 0))
@@ -165,7 +165,7 @@ def test_a_secondary_that_has_lost_its_power_is_a_target_though_the_counters_agr
     for doubt in (False, True):
         found = answer_second(request, 2, own, lambda: bytes(512), compression.NONE, checksum.NONE, doubt)
         assert found.decision.outcome is Outcome.IN_SYNC
-        assert found.metadata == replace(own, syncing=doubt and hast)
+        assert found.metadata == replace(own, syncing=doubt and hast, unsaid=doubt and hast)
 
 
 # A primary that is out of date.
@@ -206,7 +206,7 @@ def test_a_secondary_that_has_lost_its_power_is_no_target_of_a_primary_that_is_o
     for theirs, syncing in ((outdated(Pair(2, 1)), False), (replace(CAPTURED, pair=Pair(2, 1)), True)):
         found = answer_second(second(theirs), 2, own, lambda: bytes(512), compression.NONE, checksum.NONE, True)
         assert found.decision.outcome is Outcome.IN_SYNC
-        assert found.metadata == replace(own, syncing=syncing)
+        assert found.metadata == replace(own, syncing=syncing, unsaid=syncing)
 
 
 def test_a_secondary_whose_map_its_primary_cannot_store_says_that_all_may_differ() -> None:
@@ -232,11 +232,11 @@ def test_a_forced_target_is_found_though_the_first_answer_was_lost(resuid: int) 
             continue
         made = answer(second(theirs), made.metadata)
         told = finish(primary(theirs), made.message).metadata
-        assert told.pair == Pair(1, d) and made.metadata.unheard
+        assert told.pair == Pair(1, d) and made.metadata.unsaid
         # It does not know yet whether that was heard.
         assert forced(made.metadata, UID).resuid == UID + 1
         heard = answer(second(told), made.metadata).metadata
-        assert heard == replace(made.metadata, unheard=False)
+        assert heard == replace(made.metadata, unsaid=False) == first_request(made.metadata)
         went = forced(heard, UID).pair
         assert decide(UID, went, UID, told.pair, False).outcome is Outcome.SPLIT_BRAIN
         assert decide(UID, told.pair, UID, went, False).outcome is Outcome.SPLIT_BRAIN

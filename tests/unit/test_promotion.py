@@ -69,20 +69,19 @@ def test_a_target_is_found_out_of_date_and_a_forced_one_in_split_brain(a: int, b
     assert as_primary(promoted, 1)[0] == promoted
     assert decide(7, promoted.pair, 7, theirs, False).outcome is Outcome.SPLIT_BRAIN
     assert decide(7, theirs, 7, promoted.pair, False).outcome is Outcome.SPLIT_BRAIN
-    # When the synchronisation was complete and nobody had said so it has lost nothing; that one cannot be told from
-    # a target that was in sync when it was met.
-    found = decide(7, promoted.pair, 7, after_sync(target.pair), False).outcome
-    assert found is (Outcome.SPLIT_BRAIN if target.pair.remotecnt else Outcome.SECONDARY_NEWER)
+    # But when the synchronisation was complete and nobody had said so, it has lost nothing.
+    assert decide(7, promoted.pair, 7, after_sync(target.pair), False).outcome is Outcome.SECONDARY_NEWER
 
 
 @given(COUNTERS, COUNTERS)
-def test_a_forced_target_that_was_met_in_sync_is_found(a: int, b: int) -> None:
-    """It had lost its power, and with that what it had acknowledged and not flushed. Where the other node's localcnt is
-    0 that one may not have heard that it has a target."""
-    target, theirs = replace(TARGET, pair=Pair(a, b), unheard=b == 0), Pair(b, a)
+def test_a_forced_target_that_is_in_sync_by_its_counters_is_found(a: int, b: int) -> None:
+    """It had lost its power, and with that what it had acknowledged and not flushed. Or its disk had failed while it
+    was primary, and the secondary did everything. Where the other node's localcnt is 0 no counter says so; that one may
+    not have heard that it has a target."""
+    target, theirs = replace(TARGET, pair=Pair(a, b), unsaid=True), Pair(b, a)
     assert decide(7, target.pair, 7, theirs, False).outcome is Outcome.IN_SYNC
     promoted = forced(target, 8)
-    assert not promoted.unheard and as_primary(promoted, 1)[0] == promoted
+    assert not promoted.unsaid and as_primary(promoted, 1)[0] == promoted
     for told in {theirs, when_told_virgin(theirs)}:
         for outcome in (
             decide(promoted.resuid, promoted.pair, 7, told, False).outcome,
@@ -94,7 +93,7 @@ def test_a_forced_target_that_was_met_in_sync_is_found(a: int, b: int) -> None:
 def test_a_node_that_a_primary_of_freebsd_may_take_for_one_in_sync_is_found() -> None:
     """FreeBSD's hastd does not say when a synchronisation is over: such a secondary may always become primary. Where
     that one may not have heard `virgin`, both would have the counters 0/0."""
-    assert as_primary(replace(USED, unheard=True), 41) == (replace(USED, resuid=42, prevrole=Role.PRIMARY), False)
+    assert as_primary(replace(USED, unsaid=True), 41) == (replace(USED, resuid=42, prevrole=Role.PRIMARY), False)
 
 
 def test_a_node_that_was_made_anew_and_is_met_again_in_the_middle_goes_on_where_it_was() -> None:

@@ -228,6 +228,16 @@ class Oracle:
             self.alone[1 - primary] -= fetched
             self.mixed[primary] = False
 
+    def gives_up(self, node: int) -> None:
+        """It is forced to be primary. What the other node has of what was acknowledged, and this one lacks, is not to
+        be overwritten without a word."""
+        here, there = self.disks[node], self.disks[1 - node]
+        if here.meta.resuid != there.meta.resuid:
+            return
+        lo = self.lo[1 - node]
+        if any(lo[s] > here.cur[s] and there.cur[s] >= lo[s] for s in range(self.size)):
+            self.alone[1 - node].add(self.new())
+
     def accept(self, node: int) -> None:
         """An administrator says that this is the data."""
         cur = self.disks[node].cur

@@ -101,7 +101,7 @@ class Primary(Ggate):
         world, node = self.world, self.node
         if not world.outdated[node]:
             return
-        known = replace(self.meta, syncing=True)
+        known = replace(self.meta, syncing=True, unsaid=True)
         try:
             self.fill_map()
             self.store(known)
@@ -272,7 +272,7 @@ class Primary(Ggate):
         try:
             if detach:
                 self.fill_map()
-            self.store(replace(meta, syncing=True))
+            self.store(replace(meta, syncing=True, unsaid=True))
         except WorkerFailed:
             self.asking, self.asked, self.answer = True, self.session, None
             return

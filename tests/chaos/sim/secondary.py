@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from hast.control import Role
 from hast.errors import DataError
+from hast.handshake import first_request
 from hast.notice import AHEAD, Notice, heed
 from hast.promotion import discarding
 from tests.chaos.sim.parts import Conn, Died, Part, Request, StoreFailed, WorkerFailed
@@ -153,7 +154,7 @@ class Secondary(Part):
         word = self.mail.popleft()
         if word == "first" and not self.keepmap:
             try:
-                self.store(replace(self.meta, unheard=False))
+                self.store(first_request(self.meta))
                 self.write_map(0)
             except WorkerFailed:
                 return

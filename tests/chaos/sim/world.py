@@ -179,6 +179,7 @@ class World:
         after = promotion.forced(disk.meta, self.new_resuid())
         if after != disk.meta:
             disk.settle()
+            self.oracle.gives_up(node)
             disk.put_meta(after)
             self.oracle.accept(node)
             self.oracle.alone[node].add(self.oracle.new())
