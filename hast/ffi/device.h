@@ -64,7 +64,8 @@ struct hast_port_ops {
 	/* Slots or requests are free again: go on where -EAGAIN stopped it. May equal readable. */
 	int (*resume)(struct hast_ggate *g, struct hast_port *port);
 	/* READ only: the head part is answered (hast_part_ready()) and may be sent; release it with hast_part_sent().
-	   Called when an answer makes the head ready, and not at all once req->error is set. NULL: wait for finished. */
+	   Called when an answer makes the head ready, again when it is and the request has to wait for slots, and not at all once
+	   req->error is set. NULL: wait for finished. */
 	void (*data)(struct hast_ggate *g, struct hast_port *port, struct hast_req *req);
 	/* Everything is answered: queue the reply (req->error tells which), then call hast_req_end() when it needs the request
 	   no more. READ parts not sent yet are still there. */
@@ -116,6 +117,8 @@ void hast_part_submit(struct hast_ggate *g, struct hast_req *req, uint32_t slot,
 void hast_part_drop(struct hast_ggate *g, struct hast_req *req, uint32_t slot);
 /* The head part of a READ when it is answered, else HAST_NONE. */
 uint32_t hast_part_ready(struct hast_ggate *g, struct hast_req *req);
+/* 1 for a request that waits for slots, more than half of which others hold: it may be that they never let go. */
+int hast_req_crowded(const struct hast_ggate *g, const struct hast_req *req);
 /* The head part of a READ has been sent or is not wanted. */
 void hast_part_sent(struct hast_ggate *g, struct hast_req *req);
 /* A slot for a part of a request that is not known yet (FUSE reads headers and payload in one call); the port is marked

@@ -12,6 +12,7 @@
 #define NBD_REQ_QUEUED 1u		/* stands in the list of requests with something to say */
 #define NBD_REQ_WHOLE 2u		/* a read that is answered in one, when all of it is there */
 #define NBD_REQ_STARTED 4u		/* a read whose one header is on its way */
+#define NBD_REQ_EARLY 8u		/* one that is answered in one and yet begun before: others hold the slots that it lacks */
 
 /* A header, the data of one part of a read, or both, as they follow each other on the wire. */
 struct nbd_piece {

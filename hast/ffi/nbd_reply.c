@@ -55,6 +55,13 @@ nbd_whole_max(struct hast_ggate *g, const struct nbd_client *c)
 	return (uint64_t)parts * hast_ggate_arena(g)->geo.slab_size;
 }
 
+/* Until all of it is there. */
+static int
+waits(const struct hast_req *req)
+{
+	return (req->device[1] & (NBD_REQ_WHOLE | NBD_REQ_EARLY)) == NBD_REQ_WHOLE;
+}
+
 /* ---- pieces ---- */
 
 static uint32_t
@@ -188,7 +195,7 @@ lay(struct hast_ggate *g, struct nbd_client *c, struct hast_req *req)
 		uint32_t slot = next_part(g, req);
 
 		if (slot == HAST_NONE)
-			return c->structured;
+			return c->structured && (req->device[1] & NBD_REQ_WHOLE) == 0;
 		lay_part(g, c, req, slot);
 		if (c->piece[(c->piece_first + c->pieces - 1) % NBD_PIECES].last)
 			return 1;
@@ -229,7 +236,10 @@ fill(struct hast_ggate *g, struct nbd_client *c)
 void
 nbd_data(struct hast_ggate *g, struct hast_port *port, struct hast_req *req)
 {
-	if ((req->device[1] & NBD_REQ_WHOLE) == 0)
+	/* It would wait for those who do not read, holding its own slots: an error can then only be told by breaking off. */
+	if (waits(req) && hast_req_crowded(g, req))
+		req->device[1] |= NBD_REQ_EARLY;
+	if (!waits(req))
 		nbd_queue(g, (struct nbd_client *)port, req);
 }
 
@@ -268,7 +278,7 @@ piece_sent(struct hast_ggate *g, struct nbd_client *c, struct nbd_piece *p)
 	}
 	if (p->last)
 		hast_req_end(g, req);
-	else if (req->error == 0 && (req->device[1] & NBD_REQ_WHOLE) == 0 && next_part(g, req) != HAST_NONE)
+	else if (req->error == 0 && !waits(req) && next_part(g, req) != HAST_NONE)
 		nbd_queue(g, c, req);
 }
 

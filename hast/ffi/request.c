@@ -333,6 +333,12 @@ hast_part_ready(struct hast_ggate *g, struct hast_req *req)
 	return req->first != HAST_NONE && bio_at(g, req->first)->acked ? req->first : HAST_NONE;
 }
 
+int
+hast_req_crowded(const struct hast_ggate *g, const struct hast_req *req)
+{
+	return req->stalled && req->port != NULL && (g->nbd_slots - req->port->slots) * 2 > g->nbd_slots_max;
+}
+
 void
 hast_part_sent(struct hast_ggate *g, struct hast_req *req)
 {
@@ -344,6 +350,13 @@ hast_part_sent(struct hast_ggate *g, struct hast_req *req)
 	if (req->first == HAST_NONE)
 		req->last = HAST_NONE;
 	request_release(g, req, slot);
+}
+
+static void
+say_data(struct hast_ggate *g, struct hast_req *req)
+{
+	if (req->port != NULL && req->port->ops->data != NULL)
+		req->port->ops->data(g, req->port, req);
 }
 
 static void
@@ -361,8 +374,8 @@ part_answered(struct hast_ggate *g, uint32_t slot)
 		req->flushing = 2;
 	if (bio->cmd != HAST_CMD_READ)
 		request_release(g, req, slot);
-	else if (req->error == 0 && req->first == slot && req->port != NULL && req->port->ops->data != NULL)
-		req->port->ops->data(g, req->port, req);
+	else if (req->error == 0 && req->first == slot)
+		say_data(g, req);
 	/* A request that has failed waits for no slot any more, and nobody else may be there to free one. */
 	if (req->error != 0 && req->stalled)
 		g->freed = 1;
@@ -408,6 +421,8 @@ request_unstall(struct hast_ggate *g)
 
 		req->stalled = 0;
 		progress(g, req);
+		if (req->stalled && req->error == 0 && hast_part_ready(g, req) != HAST_NONE)
+			say_data(g, req);
 		req = next;
 	}
 }

@@ -445,6 +445,29 @@ def test_who_never_reads_stops_nobody_else(start: Callable[..., Server], structu
     all_given_back(server)
 
 
+@pytest.mark.parametrize("flags", [0, DF])
+def test_reads_in_one_piece_do_not_wait_for_those_who_never_read(start: Callable[..., Server], flags: int) -> None:
+    """Each of them leaves half of what the one before has left; what is read in one needs several slots at once."""
+    server = start(nclient=64)
+    data = os.urandom(MIB)
+    with contextlib.ExitStack() as stack:
+        other = stack.enter_context(server.client(structured=bool(flags)))
+        assert other.write(0, data) == 0
+        for _ in range(6):
+            client = stack.enter_context(server.client())
+            client.sock.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                for n in range(1000):
+                    assert client.sock.send(request(READ, 0, MIB, n)) == 28
+        eventually(lambda: server.facts()["free"] <= server.nclient // 4 + 2, "others hold the slots")
+        for n in range(20):
+            answers = [other.start(READ, 0, MIB, flags) for _ in range(1 + n % 3)]
+            found = other.wait(len(answers))
+            assert all(found[cookie].data == data for cookie in answers)
+            assert other.read(4096 * n, 65536) == data[4096 * n : 4096 * n + 65536]
+    all_given_back(server)
+
+
 def test_stalled_payloads_hold_at_most_half_of_the_slots(start: Callable[..., Server]) -> None:
     """More clients than slots stop in the middle of large writes; others work, and so do these in the end."""
     server = start(nclient=16)
