@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "fuse_internal.h"
+#include "trace.h"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -49,8 +50,10 @@ smaller(uint32_t a, uint32_t b)
 static void
 answer(struct hast_ggate *g, struct fuse_port *p, struct iovec *iov, int n)
 {
+	struct hast_arena *arena = hast_ggate_arena(g);
 	ssize_t done;
 
+	hast_trace(arena, HAST_STAGE_GGATE, HAST_TRACE_SENDING, 0);
 	do
 		done = writev(p->port.fd, iov, n);
 	while (done == -1 && errno == EINTR);
@@ -58,6 +61,7 @@ answer(struct hast_ggate *g, struct fuse_port *p, struct iovec *iov, int n)
 	   is given up, so that he gets an error. */
 	if (done == -1 && errno != ENOENT)
 		hast_port_kill(g, &p->port, errno);
+	hast_trace(arena, HAST_STAGE_GGATE, HAST_TRACE_SENT, 0);
 }
 
 static void
@@ -315,6 +319,7 @@ fuse_readable(struct hast_ggate *g, struct hast_port *port)
 			iov[1 + k].iov_len = hast_ggate_arena(g)->geo.slab_size;
 		}
 		n = readv(port->fd, iov, (int)(1 + p->nslabs));
+		hast_trace(hast_ggate_arena(g), HAST_STAGE_GGATE, HAST_TRACE_GOT, 0);
 		if (n == -1 && (errno == EINTR || errno == ENOENT))
 			continue;	/* ENOENT: it was given up while it was being read */
 		if (n == -1)

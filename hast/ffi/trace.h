@@ -24,7 +24,7 @@
 enum hast_trace_point {
 	HAST_TRACE_NONE,
 	HAST_TRACE_WOKE,		/* turn: the wait is over */
-	HAST_TRACE_GOT,			/* turn: bytes were received */
+	HAST_TRACE_GOT,			/* turn: bytes were received, or looked for: one for each call (nbd: that got some) */
 	HAST_TRACE_ADMIT,		/* ggate: to the sequencer; the key is the slot, a seq comes with the next IN */
 	HAST_TRACE_IN,			/* ggate: the sequencer has it. Others: taken from the ring, or read from the connection */
 	HAST_TRACE_FIRST,		/* send on the secondary, recv on the primary: the same for a memsync write's first reply */
