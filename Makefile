@@ -6,7 +6,7 @@
 #               such as "memory --systems 'hast mem*,nbdkit' --jobs '*depth 1' --repeats 1"; results: .build/perf
 # make perf-micro   micro-benchmarks beside the result that perf/micro.json keeps: a quarter of a minute
 #               (PERF_ARGS=--record keeps the new one)
-# make perf-trace   where a write spends its time, on both nodes: half a minute; .build/perf/trace*
+# make perf-trace   where a write, a read, and a chunk of a resynchronisation spend their time: a minute; .build/perf/trace*
 # make clean    remove what was built; make distclean: the Python environment as well
 
 PYTHON ?= python3

@@ -173,16 +173,18 @@ class Bar:
         return asdict(self)
 
 
-def bars(bios: Sequence[Stamps]) -> list[Bar]:
-    """The hops that at least half of the bios have, in the order of HOPS, and the whole at the end."""
-    whole = Hop(P, "ggate", "all of it", ORIGIN, "p.ggate.sent")
+WHOLE = Hop(P, "ggate", "all of it", ORIGIN, "p.ggate.sent")
+
+
+def bars(bios: Sequence[Stamps], hops: Sequence[Hop] = HOPS, whole: Hop = WHOLE) -> list[Bar]:
+    """The hops that at least half of the bios have, in their order, and at the end the whole, with which they begin."""
     found = []
-    for hop in (*HOPS, whole):
+    for hop in (*hops, whole):
         of = [stamps for stamps in bios if hop.begin in stamps and hop.end in stamps]
         if len(of) * 2 < len(bios) or not of:
             continue
         took = sorted((stamps[hop.end] - stamps[hop.begin]) / 1000 for stamps in of)
-        start = statistics.median((stamps[hop.begin] - stamps[ORIGIN]) / 1000 for stamps in of)
+        start = statistics.median((stamps[hop.begin] - stamps[whole.begin]) / 1000 for stamps in of)
         p99 = took[min(len(took) - 1, len(took) * 99 // 100)]
         times = (round(us, 2) for us in (start, statistics.median(took), p99))
         found.append(Bar(hop.node, hop.stage, hop.what, *times))

@@ -59,9 +59,20 @@ def run_seconds(pids: Sequence[int]) -> float:
 
 def machine_busy() -> float:
     """Seconds that all processors were not idle, since the machine's start: kernel threads and clients included."""
-    fields = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    fields = stat_fields()
     idle, iowait, steal = fields[3], fields[4], fields[7]
     return (sum(fields[:8]) - idle - iowait - steal) / TICKS
+
+
+def machine_idle() -> float:
+    """Seconds that all processors had nothing to do, since the machine's start."""
+    fields = stat_fields()
+    return (fields[3] + fields[4]) / TICKS
+
+
+def stat_fields() -> list[int]:
+    """Of all processors: user, nice, system, idle, iowait, irq, softirq, steal, in ticks."""
+    return [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
 
 
 def memory(pids: Sequence[int]) -> float:

@@ -1,14 +1,21 @@
-"""Where a write spends its microseconds, on both nodes: `make perf-trace`, or `.venv/bin/python -m perf.trace`.
+"""Where a request spends its microseconds: `make perf-trace`, or `.venv/bin/python -m perf.trace`.
 
-Two nodes with their components in memory; fio writes 4 KiB at random over the nbd socket, at each depth and in each
-mode; meanwhile snapshots are taken of what the stages of both nodes note (hast/ffi/trace.h). Printed, and written to
-the output directory as trace.json and an SVG each: for each hop of a write its median and 99th percentile.
+Two nodes with their components in memory, of which snapshots are taken: of what their stages note (hast/ffi/trace.h).
+
+- write: fio writes 4 KiB at random over the nbd socket, at each depth and in each mode; for each hop of a write, on
+  both nodes, its median and its 99th percentile;
+- read: fio reads 4 KiB at random over the nbd socket and over the block device, at each depth: the hops within ggate,
+  and how many requests it takes and answers at once;
+- resync: a full resynchronisation without clients: the hops of its chunks, and what each process does all the time.
+
+Printed, and written to the output directory as trace.json and an SVG each. With reads and chunks stands what everybody
+used of the processors meanwhile, the kernel's threads included, and how long he waited for one.
 
 The clock is the same for both nodes because they run on one machine. Tracing itself costs some twenty clock reads for
 each write (half a microsecond in all).
 
 With --attach NAME no node is started: the resource of that name on this machine's running hastd is traced for some
-seconds, whatever its clients do (and the secondary's part only if that runs here too).
+seconds, whatever its clients write (and the secondary's part only if that runs here too).
 """
 
 from __future__ import annotations
@@ -18,161 +25,299 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event
 from typing import Any
 
+from hast.device import fuse
 from hast.errors import HastError
-from hast.shm import trace
 from hast.shm.arena import Arena
-from hast.shm.trace import Event, Snapshot
-from perf import fio, hops, svg
-from perf.errors import ROOT, PerfError, need
-from perf.fio import Job
+from perf import chunks, fio, hops, reads, resync, stream, svg
+from perf.clock import IDLE, Clock
+from perf.errors import ROOT, MissingError, PerfError, need
+from perf.fio import Job, Target
 from perf.host import host
-from perf.nodes import MODES, pair, request, target
+from perf.nodes import MODES, compare, pair, request, target
 from perf.scene import MIB
+from perf.shares import shares
+from perf.tracing import Shots, after, arenas_of, events_of, take
+from tests.e2e.pair import Pair
 from tests.nbdclient import FLUSH
 
-EVERY = 0.05  # seconds between snapshots
 SIZE = 256 * MIB
-Shots = list[dict[str, Snapshot]]  # by stage
+WHAT = ("write", "read", "resync")
+FRONTS = ("nbd", "fuse")
+OFTEN = 0.01  # seconds between snapshots in which nothing is to be missing
+Found = dict[str, Any]
 
 
-def shots_of(arena: Arena) -> dict[str, Snapshot]:
-    return {name: trace.snapshot(arena, stage) for name, stage in hops.STAGES.items()}
+@contextmanager
+def client(arena: Arena, to: Target, job: Job, seconds: float) -> Iterator[Future[fio.Figures]]:
+    """fio is at work, and for longer than `seconds`; its figures are there after the block."""
+    stats = arena.seq.stats
+    before = int(stats.write) + int(stats.read)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(fio.run, [to], job, SIZE, seconds + 1.0)
+        while int(stats.write) + int(stats.read) == before and not running.done():
+            time.sleep(0.01)
+        yield running
 
 
-def take(arenas: Sequence[Arena], seconds: float) -> list[Shots]:
-    """Snapshots of each arena at the same moments, with tracing on only for that time."""
-    taken: list[Shots] = [[] for _ in arenas]
-    end = time.monotonic() + seconds
-    with trace.traced(*arenas):
-        while time.monotonic() < end:
-            time.sleep(EVERY)
-            for shots, arena in zip(taken, arenas, strict=True):
-                shots.append(shots_of(arena))
-    return taken
+def both(two: Pair) -> list[Arena]:
+    arenas = arenas_of(two.a.name("disk"), two.a.pids(), two.b.pids())
+    if len(arenas) != 2:
+        raise PerfError(f"{two.a.name('disk')}: the secondary has no connection")
+    return arenas
 
 
-def stream(shots: Shots) -> dict[str, list[Event]]:
-    """The events of each stage, each once."""
-    events: dict[str, list[Event]] = {name: [] for name in hops.STAGES}
-    for shot in shots:
-        for name, of in shot.items():
-            events[name] += of.events(events[name][-1].number + 1 if events[name] else 0)
-    return events
+def processors(clock: Clock, each: str, count: float) -> Found:
+    """What everybody used since the clock was started, in microseconds of processor time for each of `count` things."""
+    seconds, used = clock.used()
+    per = {name: (of.ran / count * 1e6, of.waited / count * 1e6) for name, of in used.items()}
+    return {"each": each, "us": seconds / count * 1e6, "used": per}
 
 
-def titled(title: str, pids: Sequence[int]) -> int | None:
-    """The process of that title."""
-    for pid in pids:
-        try:
-            if Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode(errors="replace") == title:
-                return pid
-        except OSError:
-            continue
-    return None
+# ---- writes ----
 
 
-def arenas_of(resource: str, primary: Sequence[int], secondary: Sequence[int]) -> list[Arena]:
-    """The primary's, and the secondary's if it is there."""
-    found = []
-    for role, pids in (("primary", primary), ("secondary", secondary)):
-        pid = titled(f"hastd: {resource} ({role})", pids)
-        if pid is not None:
-            found.append(trace.attach(pid))
-        elif role == "primary":
-            raise PerfError(f"{resource}: no process here is titled 'hastd: {resource} (primary)'")
-    return found
-
-
-def waterfall(taken: Sequence[Shots], mode: str) -> dict[str, Any]:
+def waterfall(taken: Sequence[Shots], mode: str) -> Found:
     """What the snapshots say."""
-    bios = hops.join(stream(taken[0]), stream(taken[1]) if len(taken) > 1 else {}, mode)
+    bios = hops.join(events_of(taken[0]), events_of(taken[1]) if len(taken) > 1 else {}, mode)
     return {"bios": len(bios), "hops": [bar.data() for bar in hops.bars(bios)]}
 
 
-def run(mode: str, depths: Sequence[int], seconds: float) -> dict[str, Any]:
+def run(mode: str, depths: Sequence[int], seconds: float) -> Found:
     """The waterfalls of a mode, by depth."""
-    found: dict[str, Any] = {}
+    found: Found = {}
     with pair({"disk": SIZE}, f"replication {mode}") as two:
         to = target(two.a, "nbd", "disk")
         fio.run([to], fio.FILL, SIZE)
         request(two.a, "disk", FLUSH)
-        name = two.a.name("disk")
         for depth in depths:
             job = Job(f"randwrite 4k depth {depth}", "randwrite", "4k", depth)
-            arenas = arenas_of(name, two.a.pids(), two.b.pids())
-            if len(arenas) != 2:
-                raise PerfError(f"{name}: the secondary has no connection")
+            arenas = both(two)
             plain = fio.run([to], job, SIZE, seconds)
-            with ThreadPoolExecutor(1) as pool:
-                before = int(arenas[0].seq.stats.write)
-                # For longer than snapshots are taken.
-                client = pool.submit(fio.run, [to], job, SIZE, seconds + 1.0)
-                while int(arenas[0].seq.stats.write) == before and not client.done():
-                    time.sleep(0.01)
-                taken = take(arenas, seconds)
-                traced = client.result()
+            with client(arenas[0], to, job, seconds) as traced:
+                taken = take(arenas, after(seconds))
             for arena in arenas:
                 arena.close()
-            found[str(depth)] = waterfall(taken, mode) | {"client": plain, "client, traced": traced}
+            found[str(depth)] = waterfall(taken, mode) | {"client": plain, "client, traced": traced.result()}
     return found
 
 
-def attach(resource: str, mode: str, seconds: float) -> dict[str, Any]:
+def attach(resource: str, mode: str, seconds: float) -> Found:
     """The waterfall of a resource that is in use."""
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    arenas = arenas_of(resource, pids, pids)
-    return {"as it is": waterfall(take(arenas, seconds), mode)}
+    return {"as it is": waterfall(take(arenas_of(resource, pids, pids), after(seconds)), mode)}
 
 
-def say(mode: str, depth: str, found: dict[str, Any], out: Path) -> None:
-    what = f"{mode}, depth {depth}"
-    print(f"\n{what}: {found['bios']} writes")
+# ---- reads ----
+
+
+def run_reads(front: str, depths: Sequence[int], seconds: float) -> Found:
+    """The waterfalls of a device, by depth."""
+    if front == "fuse" and (reason := fuse.usable()) is not None:
+        raise MissingError(f"no block device can be made: {reason}")
+    found: Found = {}
+    with pair({"disk": SIZE}, "replication memsync", device=front) as two:
+        to, name = target(two.a, front, "disk"), two.a.name("disk")
+        fio.run([to], fio.FILL, SIZE)
+        request(two.a, "disk", FLUSH)
+        for depth in depths:
+            job = Job(f"randread 4k depth {depth}", "randread", "4k", depth)
+            arenas = both(two)
+            plain = fio.run([to], job, SIZE, seconds)
+            with client(arenas[0], to, job, seconds) as traced:
+                clock, before = Clock(name), int(arenas[0].seq.stats.read)
+                taken = take(arenas[:1], after(seconds))
+                used = processors(clock, "read", int(arenas[0].seq.stats.read) - before)
+            for arena in arenas:
+                arena.close()
+            ggate = events_of(taken[0])["ggate"]
+            seen, counts = reads.join(ggate)
+            found[str(depth)] = reads.data(seen, counts, traced.result()) | {
+                "shares": {"primary: ggate": shares({"ggate": ggate})[1]},
+                "processors": used,
+                "client": plain,
+                "client, traced": traced.result(),
+            }
+    return found
+
+
+# ---- a full resynchronisation ----
+
+
+def watch(two: Pair, over: Callable[[], bool]) -> tuple[list[Shots], Found]:
+    """All of a synchronisation that begins soon, and what it takes of the processors. The secondary's arena is made
+    when it is connected."""
+    name, arenas = two.a.name(), list[Arena]()
+    while len(arenas) != 2:
+        if over():
+            raise PerfError("the synchronisation was over before it could be traced")
+        with suppress(HastError):  # its worker is there, and the arena not yet
+            arenas = arenas_of(name, two.a.pids(), two.b.pids())
+    copied = arenas[0].seq
+    clock, before = Clock(name), int(copied.sync_bytes)
+    taken = take(arenas, over, OFTEN)
+    used = processors(clock, "128 KiB", (int(copied.sync_bytes) - before) / stream.MESSAGE)
+    for arena in arenas:
+        arena.close()
+    return taken, used
+
+
+def run_resync(size: int) -> Found:
+    with pair({"disk": size}) as two:
+        fio.run([Target("nbd", two.a.uri())], fio.FILL, size)
+        tcp = stream.rate(size)
+        plain = resync.one(two, size, full=True, loaded=False)
+        two.b.stop()
+        resync.full_ahead(two, size)
+        over = Event()
+        # Not the other way round: hastd ends with the thread that has started it.
+        with ThreadPoolExecutor(1) as pool:
+            watching = pool.submit(watch, two, over.is_set)
+            try:
+                began, ended, copied = resync.timed(two)
+            finally:
+                over.set()
+            taken, used = watching.result()
+        two.wait_in_sync(two.a)
+        compare(two, "disk")
+    nodes = [events_of(shots) for shots in taken]
+    seen = chunks.join(*nodes)
+    return {
+        "chunks": len(seen),
+        "hops": [bar.data() for bar in hops.bars(seen, chunks.HOPS, chunks.WHOLE)],
+        "shares": {name: shares(logs)[1] for name, logs in chunks.processes(*nodes).items()},
+        "processors": used,
+        "MB/s": {"plain": plain["rate"], "traced": copied / 1e6 / (ended - began), "tcp": tcp},
+    }
+
+
+# ---- what is said ----
+
+
+def say(title: str, what: str, seen: str, found: Found, picture: Path) -> bool:
+    """The waterfall, if there is one, and as a drawing."""
+    print(f"\n{what}: {seen}")
     if not found["hops"]:
-        print("no write was seen from its beginning to its end")
-        return
+        print("none was seen from its beginning to its end")
+        return False
     bars = [hops.Bar(**of) for of in found["hops"]]
     print("\n".join(hops.text(bars)))
-    if "client" in found:
-        plain, traced = found["client"], found["client, traced"]
-        print(
-            f"the client: median {plain['p50']:.1f} us, p99 {plain['p99']:.1f} us, {plain['rate']:.0f} a second "
-            f"(traced: {traced['p50']:.1f}, {traced['p99']:.1f}, {traced['rate']:.0f})"
-        )
-    name = f"trace-{mode}-{depth}.svg".replace(" ", "-")
-    (out / name).write_text(svg.waterfall(f"A write of 4 KiB: {what}", bars))
+    picture.write_text(svg.waterfall(f"{title}: {what}", bars))
+    return True
 
 
-def main(words: list[str]) -> int:
+def say_client(found: Found) -> None:
+    plain, traced = found["client"], found["client, traced"]
+    print(
+        f"the client: median {plain['p50']:.1f} us, p99 {plain['p99']:.1f} us, {plain['rate']:.0f} a second "
+        f"(traced: {traced['p50']:.1f}, {traced['p99']:.1f}, {traced['rate']:.0f})"
+    )
+
+
+def say_time(found: Found) -> None:
+    """Who did what, and who had the processors."""
+    for name, parts in found["shares"].items():
+        print(f"{name}: " + ", ".join(f"{what} {100 * part:.0f}%" for what, part in parts.items()))
+    of = found["processors"]
+    most = sorted(of["used"].items(), key=lambda item: -item[1][0])
+    told = [f"{name} {ran:.2f}" + f" (waits {waited:.2f})" * (name != IDLE) for name, (ran, waited) in most]
+    shown = sum(ran >= of["us"] / 100 for _, (ran, _) in most)
+    print(f"processor time for each {of['each']}, us: {', '.join(told[:shown])}; of {of['us']:.2f}")
+
+
+def say_write(mode: str, depth: str, found: Found, out: Path) -> None:
+    picture = out / f"trace-{mode}-{depth}.svg".replace(" ", "-")
+    seen = say("A write of 4 KiB", f"{mode}, depth {depth}", f"{found['bios']} writes", found, picture)
+    if seen and "client" in found:
+        say_client(found)
+
+
+def say_read(front: str, depth: str, found: Found, out: Path) -> None:
+    picture = out / f"trace-read-{front}-{depth}.svg"
+    if say("A read of 4 KiB", f"{front}, depth {depth}", f"{found['reads']} reads", found, picture):
+        say_client(found)
+        print(reads.Counts(**found["counts"]).text())
+        say_time(found)
+
+
+def say_resync(found: Found, out: Path) -> None:
+    picture = out / "trace-resync.svg"
+    if say("A chunk of 128 KiB", "full resynchronisation", f"{found['chunks']} chunks", found, picture):
+        say_time(found)
+        rate = found["MB/s"]
+        print(f"MB/s: {rate['plain']:.0f} (traced: {rate['traced']:.0f}), one TCP stream {rate['tcp']:.0f}")
+
+
+# ---- what is asked ----
+
+
+def words_of(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m perf.trace", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--modes", default="memsync,fullsync", help="of fullsync, memsync, async (%(default)s)")
+    parser.add_argument("--what", default=",".join(WHAT), help="(%(default)s)")
+    parser.add_argument("--modes", default="memsync,fullsync", help="writes: of fullsync, memsync, async (%(default)s)")
+    parser.add_argument("--front", default=",".join(FRONTS), help="reads (%(default)s)")
     parser.add_argument("--depths", default="1,32", help="(%(default)s)")
     parser.add_argument("--seconds", type=float, default=3, help="for each (%(default)s)")
+    parser.add_argument("--resync-size", type=int, default=2048, metavar="MIB", help="(%(default)s)")
     parser.add_argument("--attach", metavar="NAME", help="trace a resource that is in use; --modes: the one it has")
     parser.add_argument("--out", type=Path, default=ROOT / ".build" / "perf", help="directory (%(default)s)")
     chosen = parser.parse_args(words)
-    modes, depths = chosen.modes.split(","), [int(depth) for depth in chosen.depths.split(",")]
-    if not set(modes) <= set(MODES) or min(depths) < 1 or chosen.seconds <= 0:
-        parser.error(f"modes are {', '.join(MODES)}; depths from 1 on; --seconds above 0")
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {"host": host(), "modes": {}}
-    os.chdir(ROOT)
-    try:
-        for mode in modes:
+    for name, known in (("what", WHAT), ("modes", MODES), ("front", FRONTS)):
+        setattr(chosen, name, getattr(chosen, name).split(","))
+        if not set(getattr(chosen, name)) <= set(known):
+            parser.error(f"--{name}: of {', '.join(known)}")
+    chosen.depths = [int(depth) for depth in chosen.depths.split(",")]
+    if min(chosen.depths) < 1 or chosen.seconds <= 0 or chosen.resync_size < 64:
+        parser.error("depths are from 1 on; --seconds above 0; --resync-size from 64 on")
+    return chosen
+
+
+def traces(chosen: argparse.Namespace, result: Found) -> None:
+    if "write" in chosen.what or chosen.attach:
+        result["modes"] = {}
+        for mode in chosen.modes:
             if chosen.attach:
                 found = attach(chosen.attach, mode, chosen.seconds)
             else:
-                need("fio")
-                found = run(mode, depths, chosen.seconds)
+                found = run(mode, chosen.depths, chosen.seconds)
             result["modes"][mode] = found
             for depth, of in found.items():
-                say(mode, depth, of, chosen.out)
+                say_write(mode, depth, of, chosen.out)
+    if chosen.attach:
+        return
+    if "read" in chosen.what:
+        result["reads"] = {}
+        for front in chosen.front:
+            try:
+                found = run_reads(front, chosen.depths, chosen.seconds)
+            except MissingError as error:
+                print(f"left out: reads over {front}: {error}", file=sys.stderr)
+                continue
+            result["reads"][front] = found
+            for depth, of in found.items():
+                say_read(front, depth, of, chosen.out)
+    if "resync" in chosen.what:
+        result["resync"] = run_resync(chosen.resync_size * MIB)
+        say_resync(result["resync"], chosen.out)
+
+
+def main(words: list[str]) -> int:
+    chosen = words_of(words)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    result: Found = {"host": host()}
+    os.chdir(ROOT)
+    try:
+        if not chosen.attach:
+            need("fio")
+        traces(chosen, result)
     except (PerfError, HastError, AssertionError, OSError) as error:
         print(f"perf.trace: {error}", file=sys.stderr)
         return 1

@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from hast.device import fuse
 from tests import tools
 from tests.e2e.node import ROOT
 
@@ -75,12 +78,16 @@ def test_without_fio_nothing_is_measured(tmp_path: Path) -> None:
     assert "fio is not installed (Debian package fio): nothing can be measured" in done.stderr
 
 
-def test_a_trace_of_writes(tmp_path: Path) -> None:
+def trace(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     tools.need("fio")
-    what = ("--modes=memsync", "--depths=1,8", "--seconds=0.3")
-    command = [sys.executable, "-m", "perf.trace", *what, f"--out={tmp_path}"]
+    command = [sys.executable, "-m", "perf.trace", *arguments, f"--out={out}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def test_a_trace_of_writes(tmp_path: Path) -> None:
+    done = trace(tmp_path, "--what=write", "--modes=memsync", "--depths=1,8", "--seconds=0.3")
     depths = result(tmp_path, "trace")["modes"]["memsync"]
     assert list(depths) == ["1", "8"]
     for depth, found in depths.items():
@@ -89,6 +96,43 @@ def test_a_trace_of_writes(tmp_path: Path) -> None:
         assert found["hops"][-1]["what"] == "all of it"
         assert f"memsync, depth {depth}: {found['bios']} writes" in done.stdout
         assert (tmp_path / f"trace-memsync-{depth}.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize("front", ["nbd", pytest.param("fuse", marks=pytest.mark.root)])
+def test_a_trace_of_reads(tmp_path: Path, front: str) -> None:
+    if front == "fuse" and (reason := fuse.usable()) is not None:
+        pytest.skip(reason)
+    done = trace(tmp_path, "--what=read", f"--front={front}", "--depths=1,8", "--seconds=0.3")
+    depths = result(tmp_path, "trace")["reads"][front]
+    assert list(depths) == ["1", "8"]
+    for depth, found in depths.items():
+        assert found["reads"] > 0
+        whats = [hop["what"] for hop in found["hops"]]
+        assert whats[-2:] == ["all of it, in here", "the rest of the client's time"]
+        assert "receives it" in whats and "reads" in whats and "answers" in whats
+        counts = found["counts"]
+        assert counts["wakes"] > 0 and counts["requests"] > 0
+        if front == "fuse":
+            # One of each for each request, and the call that finds none. ggate may be asked other things as well.
+            for name, count in (("answers", counts["answers"]), ("calls", counts["calls"] - counts["empty"])):
+                assert 0.9 < count / counts["requests"] < 1.1, name
+        assert 0.99 < sum(found["shares"]["primary: ggate"].values()) < 1.01
+        assert found["processors"]["used"]["primary: ggate"][0] > 0
+        assert f"{front}, depth {depth}: {found['reads']} reads" in done.stdout
+        assert (tmp_path / f"trace-read-{front}-{depth}.svg").read_text().startswith("<svg")
+
+
+def test_a_trace_of_a_full_resynchronisation(tmp_path: Path) -> None:
+    done = trace(tmp_path, "--what=resync", "--resync-size=256")
+    found = result(tmp_path, "trace")["resync"]
+    assert found["chunks"] > 0
+    assert f"full resynchronisation: {found['chunks']} chunks" in done.stdout
+    assert {hop["node"] for hop in found["hops"]} == {"primary", "secondary"}
+    processes = ["primary: disk", "primary: ggate", "secondary: recv"]
+    assert list(found["shares"]) == processes
+    assert all(found["processors"]["used"][process][0] > 0 for process in processes)
+    assert found["MB/s"]["traced"] > 0
+    assert (tmp_path / "trace-resync.svg").read_text().startswith("<svg")
 
 
 def test_a_resource_that_is_not_there_cannot_be_traced(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hast.shm.arena import Arena
 from hast.shm.trace import Event
 from perf import hops
 from perf.hops import STAGES, Stamps
-from perf.trace import arenas_of, titled
+from perf.tracing import arenas_of, titled
 from tests.e2e.node import ROOT, eventually
 from tests.e2e.pair import Pair
 from tests.nbdclient import FLUSH, TRIM, RawClient
