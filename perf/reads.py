@@ -18,14 +18,14 @@ from perf.hops import ADMIT, DID, GOT, IN, OUT, SENDING, SENT, START, WOKE, Bar,
 from perf.tracing import runs
 
 HOPS = (
-    Hop(P, "ggate", "awake: takes those before it", "woke", "asks"),
+    Hop(P, "ggate", "awake: those before it", "woke", "asks"),
     Hop(P, "ggate", "receives it", "asks", "got"),
-    Hop(P, "ggate", "its turn: others of the call", "got", "admit"),
+    Hop(P, "ggate", "its turn: of the call", "got", "admit"),
     Hop(P, "ggate", "sequencer", "admit", "in"),
-    Hop(P, "ggate", "its turn: others are read", "in", "start"),
+    Hop(P, "ggate", "its turn: others' reads", "in", "start"),
     Hop(P, "ggate", "reads", "start", "did"),
-    Hop(P, "ggate", "its turn: others are read", "did", "out"),
-    Hop(P, "ggate", "its turn: answers before it", "out", "sending"),
+    Hop(P, "ggate", "its turn: others' reads", "did", "out"),
+    Hop(P, "ggate", "its turn: others' answers", "out", "sending"),
     Hop(P, "ggate", "answers", "sending", "sent"),
 )
 WHOLE = Hop(P, "ggate", "all of it, in here", "woke", "sent")
@@ -131,7 +131,7 @@ def waterfall(reads: Sequence[Stamps], client: Figures) -> list[Bar]:
     if found:
         whole = found[-1]
         rest = (max(0.0, client["p50"] - whole.median), max(0.0, client["p99"] - whole.p99))
-        found.append(Bar("outside", "", "the rest of the client's time", whole.median, *(round(us, 2) for us in rest)))
+        found.append(Bar("outside", "", "rest of client's latency", whole.median, *(round(us, 2) for us in rest)))
     return found
 
 

@@ -50,7 +50,7 @@ from tests.nbdclient import FLUSH
 SIZE = 256 * MIB
 WHAT = ("write", "read", "resync")
 FRONTS = ("nbd", "fuse")
-OFTEN = 0.01  # seconds between snapshots in which nothing is to be missing
+OFTEN = 0.02  # seconds between snapshots in which nothing is to be missing
 Found = dict[str, Any]
 
 

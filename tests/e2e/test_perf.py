@@ -108,7 +108,7 @@ def test_a_trace_of_reads(tmp_path: Path, front: str) -> None:
     for depth, found in depths.items():
         assert found["reads"] > 0
         whats = [hop["what"] for hop in found["hops"]]
-        assert whats[-2:] == ["all of it, in here", "the rest of the client's time"]
+        assert whats[-2:] == ["all of it, in here", "rest of client's latency"]
         assert "receives it" in whats and "reads" in whats and "answers" in whats
         counts = found["counts"]
         assert counts["wakes"] > 0 and counts["requests"] > 0

@@ -70,7 +70,7 @@ def test_nothing_is_concluded_across_events_that_are_missing() -> None:
 
 def test_what_the_client_waits_for_elsewhere_is_the_rest() -> None:
     bars = reads.waterfall(reads.join(log(*NBD))[0], CLIENT)
-    assert [bar.what for bar in bars[-2:]] == [reads.WHOLE.what, "the rest of the client's time"]
+    assert [bar.what for bar in bars[-2:]] == [reads.WHOLE.what, "rest of client's latency"]
     assert bars[-2].median == 0.5 and bars[-1].start == 0.5 and bars[-1].median == 1.5
     assert len(hops.text(bars)) == len(reads.HOPS) + 3
     assert reads.waterfall([], CLIENT) == []
