@@ -1,4 +1,7 @@
-"""A resource in the role primary: its component, its stages, its device.
+"""A resource in the role primary: the order in which its parts start and end, its metadata, its stages.
+
+The parts: how it comes to its component (hast/opening.py), what clients reach it by (hast/frontend.py), the connection
+to the secondary (hast/link.py), what it may do without that (hast/alone.py), and without its own disk (hast/outage.py).
 
 Invariants:
 - Metadata is written by this process only, while the component is locked; a counter that others rely on is durable
@@ -13,28 +16,27 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 import secrets
-import socket
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hast import blockdev, boot, peering, promotion
-from hast.component import AbsentComponent, Component, open_component
+from hast import boot, peering, promotion
+from hast.alone import Alone
+from hast.component import AbsentComponent, Component
 from hast.config import Resource
-from hast.control import Role, StatusEntry
-from hast.device.nbd import NbdExport
-from hast.device.nbdlisten import NbdListener
-from hast.errors import DataError, DiskError, HastError, TemporaryError, UnavailableError
+from hast.control import Role
+from hast.errors import DiskError, HastError, TemporaryError
 from hast.ffi import _hast
+from hast.frontend import Frontend, Tell
 from hast.handshake import Agreement
 from hast.link import MODES, Link, Owner
 from hast.metadata import Metadata
-from hast.outage import DETACHED, Outage
+from hast.opening import open_primary, read_note
+from hast.outage import Outage
 from hast.pipeline import END_SECONDS, Pipeline, PipelineSettings, component_settings
+from hast.primary_status import primary_status
 from hast.reload import Action, action, changed_settings
 from hast.stages.context import DISK, GGATE
 
@@ -44,14 +46,9 @@ lib = _hast.lib
 CLIENT_SLOTS = 256  # bios of clients under way at once
 SYNC_SLOTS = 32
 SLAB_SIZE = 128 * 1024  # bytes: what a peer of version 2 takes in one request
-LOCK_SECONDS = 2.0  # for the kernel to let go of the component of a worker that was killed
 LEAVE_SECONDS = 1.0  # for stages to finish what is under way when another worker goes on with the device
-GRANT_SECONDS = 0.5  # between attempts to store that this node writes alone
-SETTLE_SECONDS = 3.0  # for what was written before a connection to be copied to the secondary, which lacks it
 RESTARTS = 8  # of the pipeline, within
 RESTART_WINDOW = 60.0  # seconds, before the worker gives up and is started anew itself
-
-Tell = Callable[..., None]
 
 
 class Primary:
@@ -67,17 +64,11 @@ class Primary:
         self.metadata: Metadata | None = None
         self.attempts: list[Metadata] = []  # each may be on disk instead of `metadata`: storing it has failed
         self.pipeline: Pipeline | None = None
-        self.listener: NbdListener | None = None
-        self.device: blockdev.BlockDevice | None = None
-        self.served = False  # the device has a ggate stage, or has had one
         self.may_serve = False  # start() has asked the other node, and nothing stands against it
-        self.waiting: list[tuple[socket.socket, int]] = []  # NBD clients that have come while there was no ggate stage
         self.link: Link | None = None
         self.outage: Outage | None = None
-        self.retry: asyncio.TimerHandle | None = None  # until the next attempt to raise localcnt
-        self.owed: tuple[int, float] | None = None  # what _go_degraded() is to do when the secondary is lost
-        self.patience: asyncio.TimerHandle | None = None  # for the secondary, while the component is out of date
-        self.impatient = False  # it has run out
+        self.frontend = Frontend(self)
+        self.alone = Alone(self)
         self.restarts: list[float] = []
         self.restarting: asyncio.Task[None] | None = None
         self.died = False  # a stage has, since they were started
@@ -89,21 +80,13 @@ class Primary:
         """Serve the resource; orders as in hast/workers.py. Raises HastError, EndedError (hast/link.py) when it was
         told to stop; shutdown() then takes away what is there already."""
         resource, left = self.resource, orders.get("device")
-        if left is not None and len(fds) == 1:
-            self.device = blockdev.BlockDevice(replace(resource, provname=str(left["provname"])), self.rundir)
-            self.device.adopt(fds[0])
+        self.frontend.adopt(left, fds)
         note = boot.note(self.rundir, resource.name)
-        self.component, self.metadata = self._open(note, bool(orders.get("again")))
-        unrecorded = self._read_note() or isinstance(self.component, AbsentComponent)
+        self.component, self.metadata = open_primary(resource, self.rundir, bool(orders.get("again")))
+        self.metadata, unrecorded = read_note(self.rundir, self.component, self.metadata)
+        unrecorded = unrecorded or isinstance(self.component, AbsentComponent)
         virgin = self._become_primary()
-        assert self.metadata is not None
-        if self.device is None:
-            self.device = blockdev.choose(resource, self.rundir)
-        elif left != self._device_facts():
-            raise UnavailableError(
-                f"{resource.name}: its block device is taken away, the settings or the component have changed:"
-                f" {left} became {self._device_facts()}"
-            )
+        self.frontend.choose(left)
         settings = self._settings()
         if boot.lost(self.rundir, resource.name):
             if orders.get("again") and not self.metadata.syncing:
@@ -129,88 +112,11 @@ class Primary:
             await asyncio.wait([self.restarting])
         if self.failed.done():
             raise self.failed.result()
-        self.listener = NbdListener(
-            self.rundir / f"{resource.name}.sock",
-            NbdExport(
-                resource.name, self.metadata.datasize, f"hast resource {resource.name}", self.component.can_delete
-            ),
-            self._nbd_client,
-        )
-        await self.listener.start()
-        if self.device is not None and self.device.fd >= 0:
-            if not self.served:  # the restart has not done it
-                self._serve_device(resend=True)
-        elif self.device is not None:
-            self.device.open()
-            self._serve_device(resend=False)
-            await self.device.attach()
-            self.tell({"event": "device", "device": self._device_facts()}, (self.device.fd,))
-            self.device.kept = True
+        await self.frontend.start()
 
     def ready_message(self) -> dict[str, Any]:
         """What main is told when clients can be served."""
-        return {
-            "event": "ready",
-            "device": self.device.path if self.device is not None else None,
-            "nbd": str(self.rundir / f"{self.resource.name}.sock"),
-        }
-
-    def _device_facts(self) -> dict[str, Any] | None:
-        """What a block device is: a worker that finds it left by another one serves it only if all of it is the same.
-        None when there is to be none."""
-        if self.device is None or self.resource.device == "nbd":
-            return None
-        assert self.metadata is not None
-        return {
-            "mount": self.device.mount,
-            "provname": self.resource.provname,
-            "localpath": self.resource.localpath,
-            "datasize": self.metadata.datasize,
-            "resuid": self.metadata.resuid,
-        }
-
-    def _open(self, note: Path, again: bool) -> tuple[Component, Metadata]:
-        """The component, and its metadata. again: one that the worker before this one has given up need not be of any
-        use; without it the secondary goes on doing everything. Raises HastError."""
-        name, path = self.resource.name, self.resource.localpath
-        known = boot.given_up(self.rundir, name) if again else None
-        component = None
-        try:
-            component = open_component(name, path, self.resource.directio, True, LOCK_SECONDS, note)
-            metadata = component.read_metadata()
-            if known is not None:  # what it refuses now the stages would need in a moment
-                if metadata.resuid != known.resuid:
-                    raise DataError(f"{name}: component {path} is another one now")
-                component.read_map(metadata)
-                component.flush()
-        except HastError as error:
-            if component is not None:
-                component.close()
-            if known is None or isinstance(error, TemporaryError):
-                raise
-            log.error("%s; it was given up before: going on without it", error)
-            return AbsentComponent.of(name, path, known, str(error)), known
-        boot.forget(boot.detached_note(self.rundir, name))
-        return component, metadata
-
-    def _read_note(self) -> bool:
-        """A process before this one knew that the component is out of date, and could not store it. Store it now;
-        whether that is in vain once more. Raises DiskError: then, and there is more to be stored."""
-        assert self.component is not None and self.metadata is not None
-        if not boot.outdated(self.rundir, self.resource.name, self.metadata.resuid):
-            return False
-        known = replace(self.metadata, syncing=True, unsaid=True)
-        try:
-            self.component.fill_map(known)
-            self.component.write_metadata(known)
-        except DiskError:
-            self.metadata = known
-            if promotion.as_primary(known, 0)[0] != known:
-                raise
-            return True
-        self.metadata = known
-        boot.forget(boot.outdated_note(self.rundir, self.resource.name))
-        return False
+        return self.frontend.ready_message()
 
     def _become_primary(self) -> bool:
         """Take the role in the metadata, if it may be taken (hast/promotion.py). Whether nothing was ever written
@@ -278,7 +184,7 @@ class Primary:
             nclient=CLIENT_SLOTS,
             nsync=SYNC_SLOTS,
             slab_size=SLAB_SIZE,
-            device=self.device is not None,
+            device=self.frontend.device is not None,
             keepawake=self.resource.keepawake,
         )
 
@@ -325,20 +231,6 @@ class Primary:
 
     # ---- while it runs ----
 
-    def _nbd_client(self, connection: socket.socket, flags: int) -> None:
-        assert self.pipeline is not None
-        if self.restarting is not None and not self.restarting.done():
-            self.waiting.append((connection, flags))
-            return
-        self.pipeline.send(GGATE, {"cmd": "nbd", "flags": flags}, (connection.fileno(),))
-        connection.close()
-
-    def _serve_device(self, resend: bool) -> None:
-        assert self.pipeline is not None
-        if self.device is not None and self.device.fd >= 0:
-            self.served = True
-            self.pipeline.send(GGATE, {"cmd": "fuse", "resend": resend}, (self.device.fd,))
-
     def _stage_message(self, stage: int, message: dict[str, Any]) -> None:
         if message.get("event") == "seq":
             self._sequencer_event(message)
@@ -349,12 +241,7 @@ class Primary:
         elif message.get("event") == "disconnected" and self.link is not None:
             self.link.parted()
         elif message.get("event") == "device":
-            if self.device is not None:
-                self.device.dead = True
-            why = f"the kernel closed the block device ({os.strerror(message['errno'])})"
-            if message["errno"] == errno.EOPNOTSUPP:
-                why = "before Linux 6.9 a block device ends with the process that serves it"
-            self._fail(TemporaryError(f"{self.resource.name}: {why}, starting it anew"))
+            self._fail(self.frontend.device_gone(message["errno"]))
 
     def _sequencer_event(self, message: dict[str, Any]) -> None:
         bits = int(message["bits"])
@@ -369,7 +256,7 @@ class Primary:
                 self.outage.failed(bool(message["detach"]))
             if bits & lib.HAST_SEQ_NEED_DEGRADED:
                 self._end_retry()
-                self._go_degraded(int(message["number"]))
+                self.alone.go_degraded(int(message["number"]))
             if bits & lib.HAST_SEQ_MAP_FAILED:
                 log.error(
                     "%s: the activemap on %s cannot be written: writes fail until it can",
@@ -382,70 +269,8 @@ class Primary:
             self._unexpected(error)
 
     def _lonely(self, failing: bool = False) -> None:
-        """There is no secondary now: what an out-of-date component cannot do without it waits, but not for ever; what
-        waited for the secondary to have it is done without. failing: it was there, and did not do what it was asked.
-        Such a connection is no reason to begin the waiting anew, nor is one that has done nothing for those who waited:
-        there may be one after the other."""
-        if self.owed is not None:
-            number, until = self.owed
-            self._end_retry()
-            self._go_degraded(number, until)
-        assert self.metadata is not None
-        in_vain = failing or not self._of_use()
-        if self.patience is not None and not (self.metadata.syncing and in_vain):
-            self.patience.cancel()
-            self.patience, self.impatient = None, False
-        if self.metadata.syncing and self.patience is None:
-            seconds = self.resource.timeout if self.link is not None or self.resource.remote is not None else 0
-            self.patience = asyncio.get_running_loop().call_later(seconds, self._give_up)
-        elif self.impatient:
-            self._give_up()
-
-    def _of_use(self) -> bool:
-        """Whether the last connection has answered anybody, or nobody had waited for it."""
-        arena = self.pipeline.arena if self.pipeline is not None else None
-        return arena is None or arena.seq.served > 0 or not arena.seq.awaited
-
-    def _give_up(self) -> None:
-        """While there is a connection the sequencer does not hear of it: it is said again at its end."""
-        assert self.pipeline is not None
-        self.impatient = True
-        self.pipeline.send(GGATE, {"cmd": "give_up"})
-
-    def _go_degraded(self, number: int, until: float = 0.0) -> None:
-        """The first write without the secondary waits for this: raise localcnt, store it, let go (invariant 7). Where
-        the disk does not take it, whoever waits goes on waiting, for the disk or the secondary, and is told after
-        `timeout`. number: of the question; until: when it is given up, in the loop's time."""
-        assert self.metadata is not None and self.pipeline is not None
-        loop, link = asyncio.get_running_loop(), self.link
-        if self.metadata.syncing:
-            # Nothing is acknowledged without the secondary now: it was asked before that was known, and is void. Not if
-            # it was a handshake that has said so, and its connection is not used because of those who wait.
-            self.owed = (number, until) if link is not None and link.in_use else None
-            return
-        if link is not None:
-            link.apart()
-        alone = peering.wrote_alone(link.peering if link is not None else None, self.metadata)
-        if link is not None and link.in_use and alone != self.metadata:
-            # Begun before the connection, or failed there: the secondary lacks it, and was told that it lacks nothing.
-            # It has it soon, or is left, and learns from the next handshake that it is a target (invariant 10).
-            self.owed = number, until
-            wait = max(SETTLE_SECONDS, until - loop.time())
-            self.retry = loop.call_later(wait, link.lose, "what was written before it waits for too long")
-            return
-        try:
-            self._store(alone)
-        except HastError as error:
-            if until == 0.0:
-                log.error("%s; writes wait for it, or for the other node", error)
-                until = loop.time() + self.resource.timeout
-            if loop.time() < until:
-                self.retry = loop.call_later(GRANT_SECONDS, self._go_degraded, number, until)
-            else:
-                self.pipeline.send(GGATE, {"cmd": "refuse_grant"})
-            return
-        self._remember()
-        self.pipeline.send(GGATE, {"cmd": "grant", "number": number})
+        """There is no secondary now, say hast/link.py and hast/outage.py."""
+        self.alone.lonely(failing)
 
     def _remember(self) -> None:
         """The metadata tell of all that is lacking here, if no flush has failed: whichever of the two comes first."""
@@ -469,10 +294,8 @@ class Primary:
             self.pipeline.send(GGATE, {"cmd": "flush_failed"})
 
     def _end_retry(self) -> None:
-        self.owed = None
-        if self.retry is not None:
-            self.retry.cancel()
-            self.retry = None
+        """What writes wait for is not needed any more, says hast/outage.py."""
+        self.alone.end_retry()
 
     def _fail(self, error: HastError) -> None:
         if not self.failed.done():
@@ -507,7 +330,7 @@ class Primary:
                 return  # start() has failed: nobody is to be served
             try:
                 # Before anybody is served, the other node is asked as start() has asked it.
-                connected = self.link is not None and (self.link.connected or self.listener is None)
+                connected = self.link is not None and (self.link.connected or self.frontend.listener is None)
                 while self.died and not self.failed.done():  # also one of those that were just started
                     self.died = False
                     if self.link is not None:
@@ -516,20 +339,13 @@ class Primary:
                     await self._start_stages()
                     if self.link is not None:
                         await self.link.resume(at_once=connected)
-                self._serve_device(resend=True)
-                self._serve_waiting()
+                self.frontend.serve_device(resend=True)
+                self.frontend.serve_waiting()
                 log.warning("%s: its stages run again", self.resource.name)
             except HastError as error:
                 self._fail(error)
             except Exception as error:
                 self._unexpected(error)
-
-    def _serve_waiting(self) -> None:
-        waiting, self.waiting = self.waiting, []
-        for connection, flags in waiting:
-            assert self.pipeline is not None
-            self.pipeline.send(GGATE, {"cmd": "nbd", "flags": flags}, (connection.fileno(),))
-            connection.close()
 
     async def reload(self, resource: Resource) -> None:
         """Go on with other settings, none of which needs a new worker (hast/reload.py)."""
@@ -563,35 +379,8 @@ class Primary:
 
     def status(self) -> dict[str, Any]:
         """The fields of control.StatusEntry that only a running worker knows (docs/protocol.md section 7)."""
-        entry: dict[str, Any] = {"status": "degraded", "role": "primary", "workerpid": os.getpid()}
-        if self.metadata is not None:
-            entry |= {"extentsize": self.metadata.extentsize, "keepdirty": self.metadata.keepdirty}
-            entry["syncing"] = int(self.metadata.syncing)
-            if self.outage is not None and self.outage.detached:
-                entry["syncing"] = DETACHED
         arena = self.pipeline.arena if self.pipeline is not None else None
-        if arena is None or self.metadata is None:
-            return entry
-        seq, stats = arena.seq, arena.seq.stats
-        entry |= {
-            "status": "complete" if seq.connected and seq.ndirty == 0 else "degraded",
-            "dirty": seq.ndirty * self.metadata.extentsize,
-            "stat_read": stats.read,
-            "stat_write": stats.write,
-            "stat_delete": getattr(stats, "del"),
-            "stat_flush": stats.flush,
-            "stat_activemap_update": stats.map_update,
-            "stat_read_error": stats.read_error,
-            "stat_write_error": stats.write_error,
-            "stat_delete_error": stats.delete_error,
-            "stat_flush_error": stats.flush_error,
-            "idle_queue_size": seq.nfree,
-            "local_queue_size": arena.ring_used(lib.HAST_RING_DISK),
-            "send_queue_size": arena.ring_used(lib.HAST_RING_SEND),
-            "recv_queue_size": 0,
-            "done_queue_size": arena.ring_used(lib.HAST_RING_DISK_DONE),
-        }
-        return {key: value for key, value in entry.items() if key in STATUS_FIELDS}
+        return primary_status(self.metadata, arena, self.outage is not None and self.outage.detached)
 
     # ---- end ----
 
@@ -602,21 +391,18 @@ class Primary:
         """
         if self.restarting is not None:
             await asyncio.wait([self.restarting])
-        if self.patience is not None:
-            self.patience.cancel()
+        self.alone.end_patience()
         if self.outage is not None:
             await self.outage.close()
-        for connection, _ in self.waiting:
-            connection.close()
+        self.frontend.drop_waiting()
         try:
-            if self.listener is not None:
-                await self.listener.close()
+            await self.frontend.close_listener()
             self._end_retry()
             if not leave:
                 self._end_waits()
-            if not leave or (self.device is not None and (self.device.dead or not self.device.kept)):
+            if not leave or self.frontend.useless:
                 try:
-                    await self._remove_device()
+                    await self.frontend.remove_device()
                 except HastError as error:  # main sees to it; the rest ends in good order
                     log.error("%s", error)
             if self.link is not None and not leave:
@@ -627,8 +413,7 @@ class Primary:
                 elif self.link is not None:
                     await self.link.pause()
                 await self.pipeline.close()
-            if self.device is not None:
-                self.device.close()
+            self.frontend.close()
         except HastError as error:
             log.error("%s", error)
         finally:
@@ -641,11 +426,6 @@ class Primary:
             self.pipeline.send(GGATE, {"cmd": "give_up"})
             self.pipeline.send(GGATE, {"cmd": "refuse_grant"})
 
-    async def _remove_device(self) -> None:
-        if self.device is not None:
-            await self.device.detach(abort=not self.served)
-            self.tell({"event": "released"})
-
     async def _stop_stages(self, leave: bool) -> None:
         assert self.pipeline is not None
         seconds = LEAVE_SECONDS if leave else END_SECONDS
@@ -653,6 +433,3 @@ class Primary:
         if self.link is not None:
             await self.link.pause()
         await self.pipeline.stop(DISK, seconds=seconds)
-
-
-STATUS_FIELDS = frozenset(StatusEntry.__dataclass_fields__)

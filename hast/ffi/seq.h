@@ -191,7 +191,7 @@ struct hast_seq {
 	uint32_t no_deletes;		/* the secondary's DELETE does not promise zeros: none is sent there */
 	uint32_t no_flushes;		/* the secondary has said that it has no cache to be flushed */
 	uint32_t awaited;		/* somebody waited for the secondary when the last connection was made, */
-	uint64_t served;		/* and that many requests of clients were answered with its help: see hast/primary.py */
+	uint64_t served;		/* and that many requests of clients were answered with its help: see hast/alone.py */
 	uint64_t turn_epoch;		/* the secondary has everything when it has flushed this */
 	uint64_t confirm_epoch;
 	uint64_t flushed_remote;	/* mutations up to this epoch are durable on the secondary */

@@ -26,6 +26,7 @@ from hast.config import parse
 from hast.control import Role
 from hast.errors import DiskError, HastError, TemporaryError
 from hast.ffi import _hast
+from hast.frontend import Frontend
 from hast.link import TakenOverError
 from hast.pipeline import Pipeline
 from hast.primary import Primary
@@ -50,7 +51,7 @@ class Scene:
         self.component.touch()
         create("data", str(self.component), mediasize=64 << 20)
         self.served: list[bool] = []
-        monkeypatch.setattr(Primary, "_serve_device", lambda _, resend: self.served.append(resend))
+        monkeypatch.setattr(Frontend, "serve_device", lambda _, resend: self.served.append(resend))
 
     def run(self, body: Body, remote: str = "none") -> None:
         """Make it, do what is to be done with it, and end it."""
@@ -122,7 +123,7 @@ def test_stage_that_dies_while_the_other_node_is_asked_is_there_when_clients_are
             await kill(primary, stage)
             await secondary.say(sock, vectors.load("hs1_error_role_init").raw)
             await start
-            assert primary.pipeline is not None and primary.listener is not None
+            assert primary.pipeline is not None and primary.frontend.listener is not None
             assert primary.pipeline.runs(DISK) and primary.pipeline.runs(GGATE)
             assert not primary.failed.done() and len(primary.restarts) == 1
 
@@ -146,7 +147,7 @@ def test_stages_that_cannot_be_started_anew_end_the_start(scene: Scene) -> None:
             await secondary.say(sock, vectors.load("hs1_error_role_init").raw)
             with pytest.raises(HastError, match="cannot be read"):
                 await start
-            assert primary.listener is None
+            assert primary.frontend.listener is None
 
         scene.run(body, secondary.address)
 
@@ -231,7 +232,7 @@ def test_shortage_when_localcnt_is_to_be_raised_is_waited_for(scene: Scene) -> N
             with pytest.MonkeyPatch.context() as short:
                 no_buffers(short)
                 primary._stage_message(GGATE, {"event": "seq", **question})
-                assert primary.retry is not None and not primary.failed.done() and sent == []
+                assert primary.alone.retry is not None and not primary.failed.done() and sent == []
             while not sent:
                 await asyncio.sleep(0.01)
         assert sent == [(GGATE, {"cmd": "grant", "number": 7})]
@@ -250,7 +251,7 @@ def test_nothing_is_counted_as_written_alone_once_it_is_known_that_it_is_out_of_
         before = primary.metadata
         question = {"bits": _hast.lib.HAST_SEQ_NEED_DEGRADED, "dirty": 0, "detach": False, "number": 7}
         primary._stage_message(GGATE, {"event": "seq", **question})
-        assert primary.metadata == before and primary.retry is None and primary.owed is None
+        assert primary.metadata == before and primary.alone.retry is None and primary.alone.owed is None
 
     scene.run(body)
 
@@ -332,10 +333,10 @@ def test_waiting_begins_anew_after_a_connection_that_was_of_use_and_no_other(sce
         primary.metadata = replace(primary.metadata, syncing=True)
         primary._lonely()
         seq = primary.pipeline.arena.seq
-        assert primary.patience is not None
+        assert primary.alone.patience is not None
         for served, awaited, failing, anew in ((0, 1, False, 0), (0, 0, False, 1), (3, 1, False, 1), (3, 1, True, 0)):
-            before, seq.served, seq.awaited = primary.patience, served, awaited
+            before, seq.served, seq.awaited = primary.alone.patience, served, awaited
             primary._lonely(failing)
-            assert (primary.patience is not before) is bool(anew), (served, awaited, failing)
+            assert (primary.alone.patience is not before) is bool(anew), (served, awaited, failing)
 
     scene.run(body)

@@ -57,7 +57,7 @@ class Primary(Ggate):
         self.unstored = self.again = False  # "in sync" is to be stored; and was, when the component failed
         self.retry: int | None = None  # number of the question whose answer could not be stored
         self.void: int | None = None  # of one that is void if the connection turns out to be used
-        self.patient = False  # hast.primary.Primary.patience
+        self.patient = False  # hast.alone.Alone.patience
         self.app: list[Op] = []  # requests to be issued again
         self.running = False  # it has stages
 
@@ -97,7 +97,7 @@ class Primary(Ggate):
         self.orders.append(("flush_failed", None))
 
     def read_note(self) -> None:
-        """hast.primary.Primary._read_note()."""
+        """hast.opening.read_note()."""
         world, node = self.world, self.node
         if not world.outdated[node]:
             return
@@ -175,7 +175,7 @@ class Primary(Ggate):
             self.go_degraded(number)
 
     def go_degraded(self, number: int) -> None:
-        """hast.primary.Primary._go_degraded()."""
+        """hast.alone.Alone.go_degraded()."""
         if self.meta.syncing:
             self.retry, self.void = None, number if self.session is not None else None
             return

@@ -1,0 +1,68 @@
+"""How a primary comes to its component: what workers before it have noted counts beside what the disk says.
+
+Invariants:
+- A component that was given up (hast/outage.py) need not be of any use to the next worker of the same primary, which
+  goes on without it. It is used only if it is the same one, can be read, and takes a flush.
+- What was known of a component that is out of date, and could not be stored, is stored before it is served; where it
+  still cannot be, it is served as what it is, or not at all.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from hast import boot, promotion
+from hast.component import AbsentComponent, Component, open_component
+from hast.config import Resource
+from hast.errors import DataError, DiskError, HastError, TemporaryError
+from hast.metadata import Metadata
+
+log = logging.getLogger(__name__)
+
+LOCK_SECONDS = 2.0  # for the kernel to let go of the component of a worker that was killed
+
+
+def open_primary(resource: Resource, rundir: Path, again: bool) -> tuple[Component, Metadata]:
+    """The component, and its metadata. again: one that the worker before this one has given up need not be of any
+    use; without it the secondary goes on doing everything. Raises HastError."""
+    name, path = resource.name, resource.localpath
+    known = boot.given_up(rundir, name) if again else None
+    component = None
+    try:
+        component = open_component(name, path, resource.directio, True, LOCK_SECONDS, boot.note(rundir, name))
+        metadata = component.read_metadata()
+        if known is not None:  # what it refuses now the stages would need in a moment
+            if metadata.resuid != known.resuid:
+                raise DataError(f"{name}: component {path} is another one now")
+            component.read_map(metadata)
+            component.flush()
+    except HastError as error:
+        if component is not None:
+            component.close()
+        if known is None or isinstance(error, TemporaryError):
+            raise
+        log.error("%s; it was given up before: going on without it", error)
+        return AbsentComponent.of(name, path, known, str(error)), known
+    boot.forget(boot.detached_note(rundir, name))
+    return component, metadata
+
+
+def read_note(rundir: Path, component: Component, metadata: Metadata) -> tuple[Metadata, bool]:
+    """A process before this one knew that the component is out of date, and could not store it. Store it now. The
+    metadata that hold, and whether that was in vain once more. Raises DiskError: then, and there is more to be
+    stored."""
+    name = metadata.resource
+    if not boot.outdated(rundir, name, metadata.resuid):
+        return metadata, False
+    known = replace(metadata, syncing=True, unsaid=True)
+    try:
+        component.fill_map(known)
+        component.write_metadata(known)
+    except DiskError:
+        if promotion.as_primary(known, 0)[0] != known:
+            raise
+        return known, True
+    boot.forget(boot.outdated_note(rundir, name))
+    return known, False
