@@ -1,4 +1,4 @@
-/* What the sequencer's files share: seq.c (bios), seq_map.c (the activemap). */
+/* What the sequencer's files share: seq*.c. */
 #ifndef HAST_SEQ_INTERNAL_H
 #define HAST_SEQ_INTERNAL_H
 
@@ -58,12 +58,18 @@ void seq_list_append(struct hast_arena *a, uint32_t *head, uint32_t *tail, uint3
 void seq_launch(struct hast_arena *a, struct hast_bio *bio);
 /* The mutation never reached a component and is answered with this error. */
 void seq_refuse(struct hast_arena *a, struct hast_bio *bio, int error);
-/* What the client is told; the slot is done when `finish` was called, too. */
-void seq_acknowledge(struct hast_arena *a, struct hast_bio *bio, int result);
-void seq_finish(struct hast_arena *a, struct hast_bio *bio);
 /* A read that the secondary cannot be asked for. */
 void seq_read_here(struct hast_arena *a, struct hast_bio *bio);
 void seq_count_error(struct hast_arena *a, const struct hast_bio *bio);
+
+/* ---- seq_slots.c ---- */
+
+/* All of them are free. */
+void seq_slots_init(struct hast_arena *a);
+/* What the client is told; the slot is done when `finish` was called, too. */
+void seq_acknowledge(struct hast_arena *a, struct hast_bio *bio, int result);
+/* The sequencer has nothing more to do with it. */
+void seq_finish(struct hast_arena *a, struct hast_bio *bio);
 
 /* ---- seq_mutation.c ---- */
 

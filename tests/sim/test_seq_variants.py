@@ -20,7 +20,7 @@ from tests.sim.variants import Mistake
 
 def in_seq(name: str, old: str, new: str) -> Mistake:
     """In the file, of those that bios go through, in which it stands."""
-    names = ("seq.c", "seq_mutation.c", "seq_flush.c", "seq_local.c")
+    names = ("seq.c", "seq_slots.c", "seq_mutation.c", "seq_flush.c", "seq_local.c")
     files = [f for f in names if old in (build.HERE / f).read_text()]
     return Mistake(name, files[0] if files else "seq.c", old, new)
 
