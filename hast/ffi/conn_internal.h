@@ -1,4 +1,5 @@
-/* What the files of the connection share: conn.c, link.c, send.c, recv.c, recv_primary.c, recv_secondary.c; and ggate.c. */
+/* What the files of the connection share: conn.c, link.c, send.c, recv.c, recv_primary.c,
+   recv_secondary.c and recv_order.c (whose own header is recv_secondary.h); and ggate.c. */
 #ifndef HAST_CONN_INTERNAL_H
 #define HAST_CONN_INTERNAL_H
 

@@ -2,46 +2,15 @@
  * Requests of the primary, on the secondary, and their way through the disk. Invariants: conn.h.
  *
  * A request with a slot is in one of these: being filled; in the queue, behind a flush (or it is one) that waits or runs;
- * active, which is blocked by earlier ones that overlap or with the disk; being answered. Only what is active is compared, and a
- * flush is with the disk only while nothing is active.
+ * active, which is blocked by earlier ones that overlap or with the disk; being answered. When it may go to the disk is decided in
+ * recv_order.c.
  */
 #include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
 
-#include "conn_internal.h"
-#include "direct.h"
-#include "seq.h"
+#include "recv_secondary.h"
 #include "trace.h"
-
-enum state { FREE, FILLING, QUEUED, BLOCKED, DISK, REPLY };
-
-struct item {
-	uint64_t begin, end;		/* bytes */
-	uint32_t blockers;		/* earlier active ones that it has to wait for */
-	uint32_t next;			/* in the queue */
-	uint8_t state;
-	uint8_t cmd;
-};
-
-struct recv_secondary {
-	struct hast_bio *bio;
-	struct hast_seq *seq;		/* its counters: status reads them */
-	struct hast_ring *disk, *disk_done, *send, *send_done;
-	struct item *item;
-	uint32_t *free;			/* a stack */
-	uint32_t nfree;
-	uint32_t nslots;
-	uint32_t *active;		/* in order of arrival */
-	uint32_t nactive;
-	uint32_t queue_head, queue_tail;
-	uint32_t flushing;		/* the flush that is with the disk, or HAST_NONE */
-	uint8_t to_disk;		/* something was pushed */
-	struct hast_direct direct;
-	uint32_t *here;			/* active, and to be tried here before they go to disk */
-	uint32_t nhere;
-	uint8_t first;			/* a request was received */
-};
 
 static void
 push(struct hast_recv *r, struct hast_ring *ring, uint32_t entry)
@@ -89,18 +58,8 @@ answer(struct hast_recv *r, uint32_t slot)
 	push(r, r->secondary->send, slot);
 }
 
-/* ---- order ---- */
-
-static int
-conflict(const struct item *x, const struct item *y)
-{
-	if (x->cmd == HAST_CMD_READ && y->cmd == HAST_CMD_READ)
-		return 0;
-	return x->begin < y->end && y->begin < x->end;
-}
-
-static void
-to_disk(struct hast_recv *r, uint32_t slot)
+void
+recv_to_disk(struct hast_recv *r, uint32_t slot)
 {
 	struct recv_secondary *s = r->secondary;
 
@@ -109,85 +68,6 @@ to_disk(struct hast_recv *r, uint32_t slot)
 		s->here[s->nhere++] = slot;
 	else
 		push_disk(r, slot);
-}
-
-static void
-activate(struct hast_recv *r, uint32_t slot)
-{
-	struct recv_secondary *s = r->secondary;
-	struct item *item = &s->item[slot];
-
-	item->blockers = 0;
-	for (uint32_t i = 0; i < s->nactive; i++)
-		item->blockers += (uint32_t)conflict(&s->item[s->active[i]], item);
-	s->active[s->nactive++] = slot;
-	if (item->blockers == 0)
-		to_disk(r, slot);
-	else
-		item->state = BLOCKED;
-}
-
-/* It is over: those behind it that waited for it alone go. */
-static void
-deactivate(struct hast_recv *r, uint32_t slot)
-{
-	struct recv_secondary *s = r->secondary;
-	uint32_t at = 0;
-
-	while (s->active[at] != slot)
-		at++;
-	s->nactive--;
-	for (uint32_t i = at; i < s->nactive; i++)
-		s->active[i] = s->active[i + 1];
-	for (uint32_t i = at; i < s->nactive; i++) {
-		struct item *later = &s->item[s->active[i]];
-
-		if (later->blockers > 0 && conflict(&s->item[slot], later) && --later->blockers == 0)
-			to_disk(r, s->active[i]);
-	}
-}
-
-/* What nothing holds up any more leaves the queue. */
-static void
-run_queue(struct hast_recv *r)
-{
-	struct recv_secondary *s = r->secondary;
-
-	while (s->queue_head != HAST_NONE && s->flushing == HAST_NONE) {
-		uint32_t slot = s->queue_head;
-		int flush = s->item[slot].cmd == HAST_CMD_FLUSH;
-
-		if (flush && s->nactive > 0)
-			return;
-		s->queue_head = s->item[slot].next;
-		if (flush) {
-			s->flushing = slot;
-			to_disk(r, slot);
-		} else {
-			activate(r, slot);
-		}
-	}
-}
-
-/* A request that is all there. */
-static void
-submit(struct hast_recv *r, uint32_t slot)
-{
-	struct recv_secondary *s = r->secondary;
-	struct item *item = &s->item[slot];
-	const struct hast_bio *bio = &s->bio[slot];
-
-	item->cmd = bio->cmd;
-	item->begin = bio->offset;
-	item->end = bio->offset + bio->length;
-	item->state = QUEUED;
-	item->next = HAST_NONE;
-	if (s->queue_head == HAST_NONE)
-		s->queue_head = slot;
-	else
-		s->item[s->queue_tail].next = slot;
-	s->queue_tail = slot;
-	run_queue(r);
 }
 
 /* ---- requests ---- */
@@ -261,7 +141,7 @@ admit(struct hast_recv *r, const struct hast_wire_request *request, int error)
 	count_request(&s->seq->stats, request->cmd, 0);
 	if (request->cmd != HAST_WIRE_WRITE) {
 		hast_trace(r->c.arena, HAST_STAGE_RECV, HAST_TRACE_IN, request->seq);
-		submit(r, slot);
+		recv_order_submit(r, slot);
 		return RECV_TAKEN;
 	}
 	r->info = request->data;
@@ -309,7 +189,7 @@ secondary_payload(struct hast_recv *r, const uint8_t *wire)
 	hast_trace(r->c.arena, HAST_STAGE_RECV, HAST_TRACE_IN, bio->seq);
 	if ((bio->flags & HAST_BIO_MEMSYNC) != 0)
 		push(r, s->send, r->slot | HAST_EVENT_RECEIVED);
-	submit(r, r->slot);
+	recv_order_submit(r, r->slot);
 	return r->broken ? RECV_END : RECV_TAKEN;
 }
 
@@ -329,12 +209,9 @@ disk_done(struct hast_recv *r, uint32_t slot)
 	hast_trace(r->c.arena, HAST_STAGE_RECV, HAST_TRACE_OUT, s->bio[slot].seq);
 	if (s->bio[slot].error[HAST_LOCAL] != 0)
 		count_request(&s->seq->stats, s->item[slot].cmd, 1);
-	if (slot == s->flushing)
-		s->flushing = HAST_NONE;
-	else
-		deactivate(r, slot);
+	recv_order_done(r, slot);
 	answer(r, slot);
-	run_queue(r);
+	recv_order_run(r);
 }
 
 /* The next slot in a ring that has to be in this state. 1, 0 when there is none, and when r->broken. */

@@ -11,8 +11,8 @@ from tests.shm.native import FFI, NATIVE, built, sanitizer_missing
 
 FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1"]
 NAMES = (
-    "conn", "link", "send", "recv", "recv_primary", "recv_secondary", "transform", "crc32", "sha256", "lzf", "wire",
-    "awake", "direct", "disk_probe", "arena", "ring", "doorbell", "trace",
+    "conn", "link", "send", "recv", "recv_primary", "recv_secondary", "recv_order", "transform", "crc32", "sha256",
+    "lzf", "wire", "awake", "direct", "disk_probe", "arena", "ring", "doorbell", "trace",
 )  # fmt: skip
 SOURCES = [*sorted(FFI.glob("seq*.c")), *(FFI / f"{name}.c" for name in NAMES)]
 
