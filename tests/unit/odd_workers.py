@@ -1,4 +1,4 @@
-"""Workers that do what the name of their resource says, for test_workers.py."""
+"""Workers that do what the name of their resource says, for workforce.py."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 
 from hast.blockdev import BlockDevice
 from hast.errors import SystemCallError, TemporaryError
-from tests.unit.test_workers import resource
+from tests.unit.workforce import resource
 
 
 def killed() -> None:
