@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field, replace
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hast import peering
@@ -15,7 +15,7 @@ from hast.activemap import clear_bit, is_set, set_bit
 from hast.control import Role
 from hast.decision import Outcome, decide
 from hast.errors import UnavailableError
-from hast.handshake import PrimaryHandshake, RefusedError, accept_first, answer_second
+from hast.handshake import PrimaryHandshake, RefusedError, accept_first, answer_second, first_request
 from hast.messages import HANDSHAKE_LIMIT, Handshake1Request, Handshake2Request, SyncSource, unpack_message
 from hast.metadata import Metadata, Pair
 from hast.notice import SYNCED, Notice, heed
@@ -116,7 +116,7 @@ class World:
         node.role = Role.INIT
         if role is Role.PRIMARY:
             if force:
-                node.metadata, node.mixed = forced(node.metadata, 7), False
+                node.metadata, node.mixed = forced(node.metadata, 100 + next(self.writes)), False
             again = node.metadata.prevrole is Role.PRIMARY
             try:
                 node.metadata, virgin = as_primary(node.metadata, 6)
@@ -174,7 +174,7 @@ class World:
         try:
             handshake.second_reply(nv)
         except RefusedError:
-            assert answer.split_brain
+            assert answer.split_brain or answer.decision.outcome is Outcome.RESUID_MISMATCH
             return
         if gives_up and s.metadata.syncing:
             s.own -= s.given_up
@@ -187,7 +187,8 @@ class World:
         p.peering, p.metadata = peering.agreed(p.peering, agreement)  # type: ignore[arg-type]
         for at, bits in enumerate(agreement.map or b""):  # type: ignore[attr-defined]
             p.map[at] |= bits
-        s.map[:] = bytes(len(s.map))  # with the first request
+        s.metadata = first_request(s.metadata)
+        s.map[:] = bytes(len(s.map))
         self.source, self.session = agreement.syncsrc, True  # type: ignore[attr-defined]
         self.to_sync = {extent for extent in range(EXTENTS) if is_set(p.map, extent)}
         p.peering = peering.joined(p.peering, len(self.to_sync))[0]
@@ -257,7 +258,23 @@ def play(steps: list[tuple[object, ...]]) -> World:
     return world
 
 
+# A target that is forced where no counter tells it takes another unique ID.
+ANOTHER_ID: list[tuple[object, ...]] = [
+    ("lead", 0, SECONDARY),
+    ("connect", True),
+    ("lead", 1, SECONDARY, True),
+    ("lead", 0, SECONDARY),
+    ("connect", True),
+    ("complete", False),
+    ("lead", 0, SECONDARY),
+    ("connect", True),
+    ("lead", 1, SECONDARY, True),
+    ("connect", True),
+]
+
+
 @settings(max_examples=1500)
+@example(ANOTHER_ID)
 @given(STEPS)
 def test_histories_of_two_nodes(steps: list[tuple[object, ...]]) -> None:
     play(steps)
