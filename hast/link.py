@@ -105,6 +105,7 @@ class Link:
         self._said: set[str] = set()  # why there is no connection, since there was one
         self._keeper: asyncio.Task[None] | None = None
         self._session: Session | None = None
+        self._agreement: Agreement | None = None  # of the connection in force
         self._unstored: asyncio.TimerHandle | None = None  # "in sync" is to be stored
         self._failing = False  # the last connection was lost by what the secondary did, or did not do
         self._teller: asyncio.Task[None] | None = None  # says that the synchronisation is complete
@@ -265,6 +266,7 @@ class Link:
             made.close()
         self._said.clear()
         self._session = Session(made.route, agreement.token, agreement.hast)
+        self._agreement = agreement
 
     def _remember_blank(self) -> None:
         """For the next worker; a disk that does not take it has this one know it all the same."""
@@ -301,8 +303,9 @@ class Link:
 
     # ---- what the ggate stage says ----
 
-    def sequencer(self, bits: int, to_sync: int) -> None:
-        """Events of the sequencer; to_sync: extents that are to be copied."""
+    def sequencer(self, bits: int, to_sync: int, unjoined: bool = False) -> None:
+        """Events of the sequencer; to_sync: extents that are to be copied; unjoined: it is the secondary's map, or what
+        is marked beside it, that could not be written."""
         name = self.owner.resource.name
         if bits & lib.HAST_SEQ_CONNECTED and self._up:
             self.peering, hooks = peering.joined(self.peering, to_sync)
@@ -314,7 +317,17 @@ class Link:
         if bits & lib.HAST_SEQ_REMOTE_FAILED:
             self.lose("the secondary could not do a request", failing=True)
         elif bits & lib.HAST_SEQ_MAP_FAILED and self.peering.phase is peering.Phase.JOINING:
+            if unjoined:
+                self._not_joined()
             self.lose("its map cannot be stored here")
+
+    def _not_joined(self) -> None:
+        """Where the secondary has the newer data, and keeps its map if it is asked to, it is to do everything from the
+        next connection on. Else this node's data is needed as well: in sync, each may hold something that was begun
+        and not acknowledged, and what clients have read here would change."""
+        metadata = self.owner.metadata()
+        if self._agreement is not None and metadata.syncing and self.owner.superseded(self._agreement, metadata):
+            self._was_syncing = True
 
     def _mapped(self) -> None:
         """The map on disk says where the secondary's data is the newer. Where that cannot be stored, a primary that is
@@ -440,7 +453,7 @@ class Link:
         self._parted.set()
 
     def _down(self, lasted: float = 0.0) -> None:
-        self._up, self._session = False, None
+        self._up, self._session, self._agreement = False, None, None
         self.apart()
         if self._teller is not None:
             self._teller.cancel()

@@ -125,8 +125,10 @@ class Outage:
         self.owner._lonely()  # it may have been lost meanwhile
 
     def superseded(self, metadata: Metadata) -> None:
-        """The secondary has newer data, and its counters say so; this component does not even take that. metadata: what
-        was to be stored."""
+        """The secondary has newer data, and its counters say so; this component does not even take that, or not where.
+        metadata: what was to be stored, or is."""
+        with contextlib.suppress(HastError):  # for who is started anew while the secondary cannot be reached
+            self.owner._store(replace(metadata, syncing=True, unmapped=True))
         self._unrecorded(metadata)
         self.owner._lonely()
 
@@ -136,7 +138,8 @@ class Outage:
         name, path = owner.resource.name, owner.resource.localpath
         # Not on disk: whoever comes after this process reads it in the note, or in the secondary's counters.
         boot.outdate(owner.rundir, name, metadata.resuid)
-        owner.metadata = replace(metadata, syncing=True, unmapped=False)
+        # The map here says where only when _record() has had its way.
+        owner.metadata = replace(metadata, syncing=True, unmapped=True)
         self.unrecorded = True
         log.error("%s: component %s has failed and cannot be written: everything is done by the secondary", name, path)
         self._done(True)

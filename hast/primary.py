@@ -146,7 +146,7 @@ class Primary:
             return keepmap() or peering.only_raised(metadata(), self.attempts)
 
         def superseded(agreement: Agreement, metadata: Metadata) -> bool:
-            if self.outage is None or not peering.found_newer(agreement, self.attempts):
+            if self.outage is None or not peering.found_newer(agreement, self.attempts or [metadata]):
                 return False
             self.outage.superseded(metadata)
             return True
@@ -249,7 +249,7 @@ class Primary:
             if bits & lib.HAST_SEQ_SYNC_DONE:
                 self._end_retry()  # who has waited was answered by that
             if self.link is not None:
-                self.link.sequencer(bits, int(message["dirty"]))
+                self.link.sequencer(bits, int(message["dirty"]), bool(message["unjoined"]))
             if bits & lib.HAST_SEQ_SYNC_DONE:
                 self._remember()
             if bits & lib.HAST_SEQ_LOCAL_FAILED and self.outage is not None:

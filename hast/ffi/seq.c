@@ -362,7 +362,7 @@ hast_seq_connect(struct hast_arena *a, const uint8_t *map)
 	struct hast_seq *s = seq_of(a);
 
 	s->asked = 0;
-	s->given_up = s->no_turn = s->settling = 0;
+	s->given_up = s->no_turn = s->settling = s->join_failed = 0;
 	s->joining = 1;
 	s->merged = map != NULL ? seq_map_merge(a, map, 0) : 0;
 	/* Also when nothing was merged: what an earlier failure left changed has to be durable now. */
@@ -378,7 +378,7 @@ hast_seq_disconnect(struct hast_arena *a)
 
 	s->connected = s->joining = s->degraded_ok = s->asked = s->flush_whole = 0;
 	s->peer_whole = s->turning = s->turn_detach = s->cache_lost = s->sync_begun = s->confirming = 0;
-	s->no_deletes = s->no_flushes = 0;
+	s->no_deletes = s->no_flushes = s->join_failed = 0;
 	seq_sync_stop(a);
 	/* What was to be said of this connection must not be taken for the next one's. */
 	s->events &= ~(uint32_t)(HAST_SEQ_REMOTE_FAILED | HAST_SEQ_CONNECTED | HAST_SEQ_LOCAL_FAILED);

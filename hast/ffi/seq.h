@@ -188,6 +188,7 @@ struct hast_seq {
 	uint32_t durable_head;
 	uint32_t durable_tail;
 	uint32_t merged;		/* the secondary's own map says something that this node's has to say as well */
+	uint32_t join_failed;		/* and that could not be written: told with HAST_SEQ_MAP_FAILED */
 	uint32_t no_deletes;		/* the secondary's DELETE does not promise zeros: none is sent there */
 	uint32_t no_flushes;		/* the secondary has said that it has no cache to be flushed */
 	uint32_t awaited;		/* somebody waited for the secondary when the last connection was made, */

@@ -525,7 +525,8 @@ peers_map_kept(struct hast_arena *a)
 	return s->metaflush != 0;	/* else it need not be durable */
 }
 
-/* The update has failed. What to tell those who needed it: 0: nothing, the secondary takes this component's place. */
+/* The update has failed. What to tell those who needed it: 0: nothing, the secondary takes this component's place; or the worker is
+   deciding that it is to, for its own map, and the newer data, can't be used otherwise. */
 static int
 map_failed(struct hast_arena *a, int error, uint64_t offset, uint64_t length)
 {
@@ -546,9 +547,10 @@ map_failed(struct hast_arena *a, int error, uint64_t offset, uint64_t length)
 		(void)seq_own_flush(a);
 	if (turned)
 		return 0;
+	s->join_failed |= s->joining;
 	s->joining = 0;
 	seq_raise(a, HAST_SEQ_MAP_FAILED);
-	return error;
+	return s->join_failed && seq_held(a) ? 0 : error;
 }
 
 void
@@ -558,6 +560,7 @@ seq_map_done(struct hast_arena *a, int error)
 	struct hast_bio *bio = bio_of(a, map_slot(a));
 	uint64_t offset = bio->offset;
 	uint64_t length = s->map_busy && bio->pending == 0 ? bio->length : 0;
+	int failed = error != 0;
 
 	if (length > 0) {
 		s->map_busy = 0;
@@ -578,10 +581,11 @@ seq_map_done(struct hast_arena *a, int error)
 				(void)seq_own_flush(a);
 		}
 	}
-	if (wake_waiters(a, error, offset, length))
+	/* Those who are not told are not helped by another try either. */
+	if (wake_waiters(a, error, offset, length) && (error != 0 || !failed))
 		seq_map_start(a);
 	/* metaflush was switched on: until all of it is written once more. */
-	if (length > 0 && error == 0 && s->again) {
+	if (length > 0 && !failed && s->again) {
 		seq_map_start(a);
 		s->again = s->map_busy;
 	}

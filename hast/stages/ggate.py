@@ -10,7 +10,8 @@ is lost, {"cmd": "settings", "sync_rate": n, "metaflush": 0 or 1, "detach_on_err
 ones from now on, {"cmd": "stop"}: answer what is under way, then end, {"cmd": "drop"}: close the NBD clients that still
 hold that up.
 What it tells the worker: {"event": "up"}, {"event": "seq", "bits": n, "dirty": extents,
-"detach": bool, "number": of synchronisations that are complete}: the sequencer wants a decision,
+"detach": bool, "number": of synchronisations that are complete, "unjoined": bool, whether the map that could not be
+written is the secondary's}: the sequencer wants a decision,
 {"event": "unjoined", "why": sentence}: the connection cannot be used now, and nothing has come of it,
 {"event": "lost", "errno": n, "why": sentence}: the connection is of no use any more, once for each,
 {"event": "disconnected"}: the answer to {"cmd": "disconnect"}, what is pushed from now on is for another connection,
@@ -168,6 +169,7 @@ class Ggate:
         detach = bool(self.seq.turn_detach)
         number = int(self.seq.sync_number)
         told = {"event": "seq", "bits": bits, "dirty": self.seq.ndirty, "detach": detach, "number": number}
+        told["unjoined"] = bool(self.seq.join_failed)
         self.context.control.send(told)
         if bits & lib.HAST_SEQ_CONNECTED and not self.stopping:
             lib.hast_seq_sync_start(self.context.arena.c, int(self.from_remote))

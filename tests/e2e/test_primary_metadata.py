@@ -14,10 +14,11 @@ from hast.outage import DETACHED
 from tests.e2e.node import MIB, eventually
 from tests.e2e.pair import Pair
 from tests.faultdisk import FaultDisk
-from tests.nbdclient import EIO, FLUSH, WRITE, RawClient
+from tests.nbdclient import EIO, FLUSH, READ, WRITE, RawClient
 
 OLD, NEW = b"old " * 1024, b"new " * 1024
 METADATA = (0, 4096)  # bytes of the component
+MAP = (4096, 4608)  # and of the activemap
 TIMEOUT = 5  # seconds
 
 MakePair = Callable[..., Pair]
@@ -126,23 +127,28 @@ def test_secondary_comes_back_to_a_disk_that_takes_nothing(prepared: tuple[Pair,
         assert raw.read(0, len(NEW)) == NEW and raw.read(2 * MIB, len(NEW)) == NEW
 
 
-@pytest.mark.parametrize("how", ["worker", "power"])
-def test_newer_secondary_of_a_disk_that_takes_nothing(prepared: tuple[Pair, FaultDisk], how: str) -> None:
+@pytest.mark.parametrize("how", ["worker", "power", "power, and alone"])
+@pytest.mark.parametrize("within", [None, MAP], ids=["nothing", "no map"])
+def test_newer_secondary_of_a_disk_that_takes_nothing(
+    prepared: tuple[Pair, FaultDisk], how: str, within: tuple[int, int] | None
+) -> None:
     """The other node was primary meanwhile (or has stored that it is ahead, and nobody has heard it). This disk does
-    not take that its component is out of date: the secondary does everything. Its counters say so also when this
-    node has lost all that it knew; and its map, that they may differ anywhere."""
+    not take that its component is out of date, or not where: the secondary does everything. Its counters say so also
+    when this node has lost all that it knew; and its map, that they may differ anywhere."""
     pair, disk = prepared
     pair.a.kill()
     pair.b.set_role("primary")
     with RawClient(pair.b.socket()) as raw:
-        assert raw.write(MIB, NEW) == 0
+        assert raw.write(9 * MIB, NEW) == 0  # clean at the other node
     pair.b.set_role("secondary")
-    disk.fail("write", errno.EIO)
+    disk.fail("write", errno.EIO, within=within)
     pair.a.start()
     pair.a.set_role("primary")
     with RawClient(pair.a.socket()) as raw:
-        eventually(lambda: raw.write(5 * MIB, NEW) == 0, "the secondary is used")
-        assert raw.read(MIB, len(NEW)) == NEW and pair.data(pair.b)[5 * MIB :][: len(NEW)] == NEW
+        if within is None:
+            eventually(lambda: raw.write(5 * MIB, NEW) == 0, "the secondary is used")
+        assert raw.write(5 * MIB, NEW) == 0
+        assert raw.read(9 * MIB, len(NEW)) == NEW and pair.data(pair.b)[5 * MIB :][: len(NEW)] == NEW
         assert raw.do(FLUSH).error == 0
     assert pair.a.status()["role"] == "primary" and pair.a.status()["syncing"] == DETACHED
     if how == "worker":
@@ -153,10 +159,19 @@ def test_newer_secondary_of_a_disk_that_takes_nothing(prepared: tuple[Pair, Faul
         for note in (boot.note, boot.outdated_note, boot.detached_note):  # they were in memory
             note(pair.a.rundir, pair.a.name()).unlink(missing_ok=True)
         disk.heal()
+        if how == "power, and alone":
+            if within is None:
+                return  # docs/reliability.md, Not promised
+            pair.b.stop()
+            pair.a.start()
+            pair.a.set_role("primary")
+            with RawClient(pair.a.socket()) as raw:
+                assert raw.do(READ, 5 * MIB, len(NEW)).error == EIO
+            return
         pair.a.start()
         pair.a.set_role("primary")
     with RawClient(pair.a.socket()) as raw:
-        for at in (MIB, 5 * MIB):
+        for at in (9 * MIB, 5 * MIB):
             assert raw.read(at, len(NEW)) == NEW
     if how == "power":
         pair.wait_in_sync(pair.a)

@@ -205,7 +205,7 @@ class Model(Flushes):
 
     def connect(self, bitmap: int) -> None:
         self.asked = 0
-        self.given_up = self.no_turn = self.settling = False
+        self.given_up = self.no_turn = self.settling = self.join_failed = False
         self.joining = True
         bitmap &= self.all
         self.merging = bool(bitmap)
@@ -225,7 +225,7 @@ class Model(Flushes):
     def disconnect(self) -> None:
         self.connected = self.joining = self.degraded = self.flush_whole = self.sync_on = False
         self.peer_whole = self.turning = self.turn_detach = self.sync_begun = self.confirming = False
-        self.cache_lost = self.no_deletes = False
+        self.cache_lost = self.no_deletes = self.join_failed = False
         self.asked = 0
         known = [op for op in [*self.ops.values(), *self.chunks.values()] if op.used & R and op.pending]
         for op in sorted(known, key=lambda op: op.slot):

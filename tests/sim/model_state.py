@@ -81,7 +81,7 @@ class State:
         self.merged = 0  # of these, those that the map on disk need not say yet
         self.dirty = self.out
         self.kept: OrderedDict[int, None] = OrderedDict()  # the most recently used last
-        self.connected = self.joining = self.degraded = False
+        self.connected = self.joining = self.degraded = self.join_failed = False
         self.sync_on = self.sync_remote = self.sync_begun = False
         self.generation = 0  # of resynchronisations
         # The local component out of date, or failing: hast/ffi/seq_local.c.
@@ -120,6 +120,11 @@ class State:
         return self.joining or (
             self.sync_remote and not self.given_up and (not self.peer_there or self.confirming)
         )
+
+    @property
+    def parked(self) -> bool:
+        """Those who need a map update are told nothing: it is being decided that the secondary does everything."""
+        return self.join_failed and self.held_up
 
     @property
     def reads_held(self) -> bool:

@@ -101,9 +101,10 @@ class Writes(State):
             self.join()
         if self.turn(True):
             return False
+        self.join_failed = self.join_failed or self.joining
         self.joining = False
         self.raise_once(MAP_FAILED)
-        return True
+        return not self.parked
 
     def peers_map_kept(self) -> bool:
         """Is what the secondary's own map says in the one on disk for certain?"""

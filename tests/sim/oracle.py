@@ -316,6 +316,7 @@ class Oracle(Model):
         unsure = ~self.map.sure
         waiting = any(op.entered and not op.started and op.mutation and op.mask & unsure for op in self.locks)
         if self.map.flight is None and not self.turn_detach and not self.detached:
+            waiting = waiting and not self.parked
             require(not self.joining and not waiting, "somebody waits for the map, and no update is under way")
         ndirty = (self.out | inflight).bit_count()
         require(self.seq.s.ndirty == ndirty, f"ndirty is {self.seq.s.ndirty}, counted: {ndirty}")

@@ -9,6 +9,7 @@ from tests.sim.harness import (
     CONNECTED,
     EIO,
     LOCAL_FAILED,
+    MAP_FAILED,
     MAPWAIT,
     MEMSYNC,
     NEED_DEGRADED,
@@ -199,6 +200,55 @@ def test_out_of_date_and_the_map_cannot_be_written_when_the_secondary_comes() ->
     assert b.raised == CONNECTED | LOCAL_FAILED and b.seq.s.turn_detach == 1
     b.detach()
     assert waiting in b.remote and waiting not in b.local
+
+
+def test_out_of_date_and_the_secondarys_map_cannot_be_written() -> None:
+    """It is not used then. Who waits is not told: the worker gives this component up, and then it is used."""
+    b = old(3, connected=False)
+    before, read = b.write(9), b.read(3)
+    b.settle_map()
+    b.connect(0b110000)
+    waiting = b.write(10)
+    b.map_done(EIO)
+    later = b.write(11)
+    b.map_done(EIO)
+    assert b.raised == MAP_FAILED and b.seq.s.join_failed == 1 and b.seq.s.connected == 0
+    assert b.answers == {} and b.updating() is None
+    b.detach()
+    b.disconnect()
+    b.connect(0xFFFFFFFF)
+    own_flush(b)
+    assert b.seq.s.join_failed == 0 and b.local.count(before) == 0
+    assert {before, read, waiting, later} <= set(b.remote)
+    b.remote_done(waiting)
+    own_flush(b)
+    assert b.answers == {waiting: 0}
+
+
+def test_out_of_date_and_the_worker_does_nothing_about_a_map_that_cannot_be_written() -> None:
+    b = old(3, connected=False)
+    b.connect(0b110000)
+    waiting = b.write(10)
+    b.map_done(EIO)
+    assert b.answers == {} and b.raised == MAP_FAILED
+    b.disconnect()
+    b.map_done(EIO)
+    assert b.answers == {waiting: EIO}
+
+
+def test_not_out_of_date_and_the_secondarys_map_cannot_be_written() -> None:
+    """This node's data counts: there is no other good copy."""
+    b = Bench(connected=False, load=0b1)
+    waiting = b.write(10)
+    b.map_done()
+    b.done(waiting)
+    b.connect(0b110000)
+    assert b.updating() == {0, 4, 5, 10}
+    refused = b.write(11)
+    b.map_done(EIO)
+    assert b.seq.s.join_failed == 1 and refused not in b.answers
+    b.map_done(EIO)
+    assert b.answers == {refused: EIO}
 
 
 def test_out_of_date_and_cannot_be_given_up() -> None:

@@ -43,6 +43,7 @@ class Primary:
         self.pipeline: Any = self
         self.told: list[str] = []
         self.failures: list[HastError] = []
+        self.superseded: list[Metadata] = []
         self.link = Link(
             Owner(
                 self.resource,
@@ -54,7 +55,7 @@ class Primary:
                 fail=self.failures.append,
                 lonely=self._lonely,
                 keepmap=lambda: False,
-                superseded=lambda agreement, metadata: False,
+                superseded=lambda agreement, metadata: bool(self.superseded.append(metadata)),
             ),
             virgin=False,
         )
@@ -241,5 +242,29 @@ def test_map_that_cannot_be_written_is_no_reason_to_leave_a_secondary_that_is_us
             primary.connect(Pair(1, 1), SyncSource.PRIMARY)
             primary.link.sequencer(bits, 0)
             assert primary.link.connected is used and primary.link._lost.is_set() is not used
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize(
+    ("secondary", "source", "unjoined", "given_up"),
+    [
+        (Pair(2, 1), SyncSource.SECONDARY, True, True),
+        (Pair(2, 1), SyncSource.SECONDARY, False, False),
+        (Pair(1, 1), SyncSource.PRIMARY, True, False),
+    ],
+    ids=["newer", "newer, and a write has failed", "in sync"],
+)
+def test_secondary_whose_map_cannot_be_written_does_everything_if_it_is_newer(
+    secondary: Pair, source: SyncSource, unjoined: bool, given_up: bool
+) -> None:
+    """Not because of a write that was under way before; nor where what is marked may have been read here."""
+
+    async def body() -> None:
+        primary = Primary()
+        primary.connect(secondary, source, hast=True)
+        primary.link.sequencer(lib.HAST_SEQ_MAP_FAILED, 0, unjoined)
+        assert primary.link._lost.is_set()
+        assert primary.superseded == ([primary.metadata] if given_up else [])
 
     asyncio.run(body())

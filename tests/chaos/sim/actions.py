@@ -240,7 +240,7 @@ def notice(w: World, node: int) -> bool:
         if not part.conn.here:
             return False
         part.conn.here = False
-        part.mail.append(("lost", 0, 0, 0, 0))
+        part.mail.append(("lost", 0, 0, 0, 0, 0))
     if w.tells:
         w.say(f"{w.name(node)}: connection lost")
     return True

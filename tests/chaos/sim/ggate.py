@@ -329,7 +329,7 @@ class Ggate(Part):
         s = self.s
         bits = s.events
         s.events = self.seen = 0
-        self.mail.append(("seq", bits, s.ndirty, s.turn_detach, s.sync_number))
+        self.mail.append(("seq", bits, s.ndirty, s.turn_detach, s.sync_number, s.join_failed))
         if bits & CONNECTED:
             self.lib.hast_seq_sync_start(self.arena, self.from_remote)
             self.look()
@@ -474,7 +474,7 @@ class Ggate(Part):
             self.ring.clear()
             self.give_way()
             lib.hast_seq_disconnect(arena)
-            self.mail.append(("parted", 0, 0, 0, 0))
+            self.mail.append(("parted", 0, 0, 0, 0, 0))
         self.look()
 
     def give_way(self) -> None:
@@ -488,7 +488,7 @@ class Ggate(Part):
         s.served = 0
         s.awaited = s.mapwait_head != NONE or s.flushq_head != NONE
         if from_remote and not s.sync_remote and (s.nactive or s.grant_head != NONE):
-            self.mail.append(("unjoined", 0, 0, 0, 0))
+            self.mail.append(("unjoined", 0, 0, 0, 0, 0))
             return
         if self.conn is not None and self.conn.there:
             self.oracle.meets(self.node, self.conn.outcome, from_remote)

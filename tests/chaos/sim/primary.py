@@ -153,7 +153,7 @@ class Primary(Ggate):
 
     def work(self) -> None:
         """hast.primary.Primary._stage_message()."""
-        word, bits, to_sync, detach, number = self.mail.popleft()
+        word, bits, to_sync, detach, number, unjoined = self.mail.popleft()
         if word == "lost":
             self.lose()
             return
@@ -166,7 +166,7 @@ class Primary(Ggate):
             return
         if bits & SYNC_DONE:
             self.retry = self.void = None
-        self.link_events(bits, to_sync)
+        self.link_events(bits, to_sync, unjoined)
         if bits & SYNC_DONE:
             self.remember()
         if bits & LOCAL_FAILED:
@@ -219,19 +219,36 @@ class Primary(Ggate):
         elif self.retry is not None:
             self.go_degraded(self.retry)
 
-    def link_events(self, bits: int, to_sync: int) -> None:
+    def link_events(self, bits: int, to_sync: int, unjoined: int) -> None:
         """hast.link.Link.sequencer()."""
         if bits & CONNECTED and self.stage in (UP, PARTING):
             self.peering, _ = peering.joined(self.peering, to_sync)
             self.mapped()
         if bits & SYNC_DONE:
             self.in_sync()
-        if bits & REMOTE_FAILED or (bits & MAP_FAILED and self.peering.phase is peering.Phase.JOINING):
+        if bits & REMOTE_FAILED:
             self.lose()
+        elif bits & MAP_FAILED and self.peering.phase is peering.Phase.JOINING:
+            if unjoined:
+                self.not_joined()
+            self.lose()
+
+    def not_joined(self) -> None:
+        """hast.link.Link._not_joined()."""
+        assert self.agreement is not None
+        if self.meta.syncing and peering.found_newer(self.agreement, self.attempts or [self.meta]):
+            self.world.counts["superseded when joining"] += 1
+            self.superseded(self.meta)
+
+    def superseded(self, meta: Metadata) -> None:
+        """hast.outage.Outage.superseded()."""
+        with suppress(StoreFailed):
+            self.store(replace(meta, syncing=True, unmapped=True))
+        self.not_recorded(meta)
 
     def mapped(self) -> None:
         """hast.link.Link._mapped()."""
-        if self.meta.unmapped:
+        if self.meta.unmapped and not self.unrecorded:
             with suppress(StoreFailed):
                 self.store(replace(self.meta, unmapped=False))
 
@@ -321,7 +338,7 @@ class Primary(Ggate):
 
     def not_recorded(self, meta: Metadata) -> None:
         """Outage._unrecorded()."""
-        self.meta = replace(meta, syncing=True, unmapped=False)
+        self.meta = replace(meta, syncing=True, unmapped=True)
         self.unrecorded = self.world.outdated[self.node] = self.world.doubt[self.node] = True
         self.turned(True)
         self.lonely()
@@ -389,9 +406,9 @@ class Primary(Ggate):
             self.store(meta)
         except StoreFailed:  # hast.link.Link._store()
             if meta != self.meta or not self.only_raised():
-                if peering.found_newer(self.agreement, self.attempts):  # hast.outage.Outage.superseded()
+                if peering.found_newer(self.agreement, self.attempts or [meta]):
                     self.world.counts["superseded"] += 1
-                    self.not_recorded(meta)
+                    self.superseded(meta)
                 self.coming.there = self.coming.here = False
                 self.attempt_failed()
                 return
