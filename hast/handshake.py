@@ -375,7 +375,7 @@ def _accepted(request: Handshake2Request, made: Decision, metadata: Metadata, do
     one of 0, which is raised when that one has heard `virgin` (see first_request).
     """
     syncing = metadata.syncing
-    if made.outcome is Outcome.IN_SYNC and request.outdated:
+    if made.outcome in (Outcome.IN_SYNC, Outcome.SECONDARY_NEWER) and request.outdated:
         syncing = False
     elif request.hast:
         syncing = syncing or made.target or metadata.unsaid or (doubt and made.outcome is Outcome.IN_SYNC)

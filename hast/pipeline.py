@@ -252,6 +252,11 @@ class Pipeline:
         failed = int(self.arena.stage(DISK).extra[0]) if self.arena is not None else 0
         return failed or self.settings.disk.sync_error
 
+    @property
+    def unstored(self) -> bool:
+        """Whether the secondary's recv stage has told the primary that it has a write, and that is not on the disk."""
+        return self.arena is not None and int(self.arena.stage(RECV).extra[1]) != 0
+
     def flush_failed(self) -> None:
         """One of the worker's own has: the disk stage fails all later ones, this one and those after it."""
         error = self.sync_error or errno.EIO

@@ -71,6 +71,7 @@ class Secondary:
         self.peer = ""
         self._token = b""  # of the connection in force
         self._keepmap = False  # its primary cannot store our map
+        self._hast = False  # and it is one of ours, which says when this node is complete
         self._refused = ""  # why the last handshake was
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -199,7 +200,7 @@ class Secondary:
     async def _serve(self, message: dict[str, Any], incoming: socket.socket, out: socket.socket) -> None:
         self.peer = str(message.get("peer", ""))
         request = request_from_dict(message["request"])
-        self._token, self._keepmap = request.token, request.keepmap
+        self._token, self._keepmap, self._hast = request.token, request.keepmap, request.hast
         self.pipeline = Pipeline(self._settings(), self._stage_message, self._stage_death)
         self.pipeline.create()
         conn = self._conn(incoming.fileno(), out.fileno(), int(message["version"]))
@@ -345,12 +346,31 @@ class Secondary:
             return
         if pipeline.runs(DISK):
             await self._finish(pipeline, max(END_SECONDS, self.resource.timeout) if seconds is None else seconds)
+        await pipeline.kill(*pipeline.stages)
+        lacking = pipeline.unstored
         await pipeline.close()
         self.pipeline = None  # not before: shutdown() cancels whoever is in here, and begins it again
+        if lacking:
+            self._lacks()
         if self.connected:
             self.connected = False
             log.warning("%s: connection from %s ended: %s", self.resource.name, self.peer, why)
             self._hook("disconnect")
+
+    def _lacks(self) -> None:
+        """What was acknowledged because it was in memory here is not on the disk for certain: a stage was killed, or
+        the disk is too slow, or has failed. The primary may have it, and may be gone before the next handshake: this
+        node is a target from now on (invariant 10), until a handshake or a notice says that it lacks nothing."""
+        assert self.metadata is not None
+        name = self.resource.name
+        boot.spoil(boot.note(self.rundir, name))
+        if not self._hast or self.metadata.syncing:
+            return
+        try:
+            self._store(replace(self.metadata, syncing=True, unsaid=True))
+        except HastError as error:
+            log.error("%s", error)
+        log.error("%s: what was received last may not be on its disk: this node is incomplete", name)
 
     async def _finish(self, pipeline: Pipeline, seconds: float) -> None:
         """With memsync what is in memory here is acknowledged, and perhaps nowhere else any more: a disk that is slow,

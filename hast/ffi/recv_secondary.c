@@ -174,6 +174,16 @@ secondary_message(struct hast_recv *r, const uint8_t *nv, uint32_t size, uint32_
 	return admit(r, &request, error);
 }
 
+/* How many writes the primary was told, or is about to be told, that they are in memory, and that are not on the disk: for the worker,
+   which outlives this stage. */
+static void
+unstored(struct hast_recv *r, uint64_t more)
+{
+	uint64_t *count = &r->c.line->extra[1];
+
+	__atomic_store_n(count, *count + more, __ATOMIC_SEQ_CST);
+}
+
 static enum recv_message
 secondary_payload(struct hast_recv *r, const uint8_t *wire)
 {
@@ -187,8 +197,10 @@ secondary_payload(struct hast_recv *r, const uint8_t *wire)
 		    "data from the primary was damaged on its way: its checksum or its length is not what was announced");
 	}
 	hast_trace(r->c.arena, HAST_STAGE_RECV, HAST_TRACE_IN, bio->seq);
-	if ((bio->flags & HAST_BIO_MEMSYNC) != 0)
+	if ((bio->flags & HAST_BIO_MEMSYNC) != 0) {
+		unstored(r, 1);
 		push(r, s->send, r->slot | HAST_EVENT_RECEIVED);
+	}
 	recv_order_submit(r, r->slot);
 	return r->broken ? RECV_END : RECV_TAKEN;
 }
@@ -209,6 +221,8 @@ disk_done(struct hast_recv *r, uint32_t slot)
 	hast_trace(r->c.arena, HAST_STAGE_RECV, HAST_TRACE_OUT, s->bio[slot].seq);
 	if (s->bio[slot].error[HAST_LOCAL] != 0)
 		count_request(&s->seq->stats, s->item[slot].cmd, 1);
+	else if ((s->bio[slot].flags & HAST_BIO_MEMSYNC) != 0)
+		unstored(r, (uint64_t)-1);
 	recv_order_done(r, slot);
 	answer(r, slot);
 	recv_order_run(r);

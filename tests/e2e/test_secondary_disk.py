@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,8 @@ from hast import boot
 from tests import tools
 from tests.e2e.node import MIB, eventually
 from tests.e2e.pair import Pair
+from tests.e2e.test_block_device import stage_pid
+from tests.e2e.test_pair_promotion import refused
 from tests.faultdisk import FaultDisk
 from tests.nbdclient import FLUSH, TRIM, RawClient
 
@@ -149,9 +153,11 @@ def test_flush_of_metadata_that_has_failed_is_not_made_good_by_the_next(make_pai
     eventually(lambda: pair.differing() is None, "what it has lost is copied")
 
 
-def received_while_its_disk_is_slow(make_pair: MakePair, timeout: int, slow: Callable[[FaultDisk], None]) -> Pair:
+def received_while_its_disk_is_slow(
+    make_pair: MakePair, timeout: int, slow: Callable[[FaultDisk], None], killed: str = ""
+) -> Pair:
     """memsync: a write is acknowledged that waits on the secondary behind a flush, for a disk on which `slow` was put.
-    Then the primary dies."""
+    Then the primary dies; before it that stage of the secondary, with everything frozen."""
     pair = make_pair({"disk": 16 * MIB}, conf=f"timeout {timeout}\nreplication memsync")
     pair.create()
     disk = FaultDisk.under(pair.b)
@@ -172,6 +178,8 @@ def received_while_its_disk_is_slow(make_pair: MakePair, timeout: int, slow: Cal
         with disk.backing.open("rb") as file:  # reading the disk itself might wait for the flush
             file.seek(start + BLOCK)
             assert file.read(BLOCK) == bytes(BLOCK), "it is in memory"
+        if killed:
+            os.kill(stage_pid(pair.b, killed), signal.SIGKILL)
     pair.a.kill()
     return pair
 
@@ -192,11 +200,39 @@ def test_what_was_received_and_could_not_be_stored_is_known_to_be_missing(make_p
     pair = received_while_its_disk_is_slow(make_pair, 5, lambda disk: disk.hang("flush"))
     eventually(lambda: boot.lost(pair.b.rundir, pair.b.name()), "what was received is given up, and that is noted")
     pair.b.disks[0].heal()
-    eventually(lambda: "connection from" in pair.b.said(), "the old connection has ended")
+    eventually(lambda: pair.b.dump()["syncing"], "it has stored that it lacks something")
+    refused(pair.b)
     pair.a.start()
     pair.a.set_role("primary")
     pair.wait_in_sync(pair.a)
     assert pair.differing() is None
+
+
+@pytest.mark.parametrize("stage", ["recv", "disk"])
+def test_what_was_received_is_known_to_be_missing_when_a_stage_was_killed(make_pair: MakePair, stage: str) -> None:
+    """The primary still has it, and dies before it can be asked: no surprise promotion."""
+    pair = received_while_its_disk_is_slow(make_pair, 30, lambda disk: disk.delay("flush", 3000), stage)
+    eventually(lambda: pair.b.dump()["syncing"], "it has stored that it lacks something")
+    refused(pair.b)
+    pair.a.start()
+    pair.a.set_role("primary")
+    pair.wait_in_sync(pair.a)
+    assert pair.differing() is None
+    eventually(lambda: not pair.b.dump()["syncing"], "it is complete")
+    pair.a.kill()
+    pair.b.set_role("primary")
+
+
+def test_stage_that_is_killed_while_nothing_is_under_way_makes_no_target(make_pair: MakePair) -> None:
+    pair, _, _ = prepare(make_pair, "memsync")
+    with RawClient(pair.a.socket()) as client:
+        work(client, b"old")
+        pair.wait_in_sync(pair.a)
+    os.kill(stage_pid(pair.b, "recv"), signal.SIGKILL)
+    eventually(lambda: "connection from" in pair.b.said(), "the connection has ended")
+    assert not pair.b.dump()["syncing"] and "incomplete" not in pair.b.said()
+    pair.a.kill()
+    pair.b.set_role("primary")
 
 
 @contextmanager

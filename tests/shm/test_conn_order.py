@@ -175,10 +175,21 @@ def test_received_is_said_before_the_disk_has_it_even_behind_a_flush(s: Secondar
     (one,) = takes(s, 1)
     received = s.back.reply()[0]
     assert (received.seq, received.received) == (3, True)
+    unstored = s.arena.c.stage[RECV].extra
+    assert unstored[1] == 1
     s.disk_done(one)
     s.disk_done(*takes(s, 2))
+    assert unstored[1] == 1
     s.disk_done(*takes(s, 3))
     assert [s.back.reply()[0].received for _ in range(3)] == [False] * 3
+    assert unstored[1] == 0
+
+
+def test_received_and_not_stored_stays_so_when_the_disk_fails(s: Secondary) -> None:
+    write(s, 1, 0, b"y" * 40 * KIB, memsync=True)
+    s.disk_done(*takes(s, 1), error=5)
+    assert [s.back.reply()[0].error for _ in range(2)] == [0, 5]
+    assert s.arena.c.stage[RECV].extra[1] == 1
 
 
 def test_one_seq_for_many(s: Secondary) -> None:

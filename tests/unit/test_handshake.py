@@ -209,6 +209,15 @@ def test_a_secondary_that_has_lost_its_power_is_no_target_of_a_primary_that_is_o
         assert found.metadata == replace(own, syncing=syncing, unsaid=syncing)
 
 
+def test_the_newer_secondary_of_a_primary_that_is_out_of_date_lacks_nothing() -> None:
+    """What it was told, and has lost with a stage that was killed, was not acknowledged before it was durable here."""
+    own, theirs = replace(CAPTURED, pair=Pair(2, 1), syncing=True, unsaid=True), Pair(1, 1)
+    for primarys, lacks in ((outdated(theirs), False), (replace(CAPTURED, pair=theirs), True)):
+        made = answer(second(primarys), own)
+        assert made.decision.outcome is Outcome.SECONDARY_NEWER
+        assert made.metadata == replace(own, syncing=lacks, unsaid=False)
+
+
 def test_a_secondary_whose_map_its_primary_cannot_store_says_that_all_may_differ() -> None:
     """That primary knows of its own changes only as long as it runs."""
     own, theirs = replace(CAPTURED, pair=Pair(1, 0)), outdated(Pair(0, 0))
