@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hast import config, keeping, workers
 from hast.device import fuse
 from tests import tools
 from tests.e2e.hookrig import DONE, FAILED, HOOKS, OVERTAKEN, Hooks
@@ -236,6 +237,15 @@ def test_shell_scripts_are_clean() -> None:
         [str(tools.find("shellcheck")), "--severity=warning", *scripts], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_systemd_waits_until_hastd_has_ended() -> None:
+    """For its workers, the spawner's word, and the keeper. Who sets another `timeout` is told to add what is named."""
+    unit = (ROOT / "etc" / "systemd" / "hastd.service").read_text()
+    manual = (ROOT / "docs" / "hast.conf.5").read_text()
+    more = workers.STOP_SECONDS + workers.TERM_SECONDS + workers.REPORT_SECONDS + keeping.END_SECONDS
+    assert more <= 40 and "and 40 seconds" in unit and "at least 40 seconds longer" in manual
+    assert f"TimeoutStopSec={config.DEFAULT_TIMEOUT + 40}\n" in unit
 
 
 def test_systemd_unit(tmp_path: Path) -> None:
