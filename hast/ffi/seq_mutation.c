@@ -339,7 +339,8 @@ seq_mutation_step(struct hast_arena *a, struct hast_bio *bio)
 	bio->durable_epoch = s->epoch;
 	if (!bio->answered && bio->state != HAST_BIO_GRANTWAIT && waits(a, bio, remote_ok))
 		return;
-	if (!remote_ok && !s->degraded_ok)
+	/* What was answered with an error is nothing that the secondary lacks: counted, it would make a split-brain that is none. */
+	if (!remote_ok && !s->degraded_ok && !(bio->answered && bio->result != 0))
 		seq_raise(a, HAST_SEQ_NEED_DEGRADED);
 	if (!remote_ok)
 		s->peer_whole = 0;

@@ -18,7 +18,7 @@ class Writes(State):
             return
         if not both:
             self.peer_whole = False
-            if not self.degraded:
+            if not self.degraded and not op.result:
                 self.raise_once(NEED_DEGRADED)
         self.left(op, clean=both and not op.error[LOCAL])
         if not op.granting:

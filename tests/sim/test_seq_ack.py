@@ -5,6 +5,7 @@ import pytest
 from tests.sim.harness import (
     ASYNC,
     CONNECTED,
+    EIO,
     FLAG_MEMSYNC,
     FULLSYNC,
     MEMSYNC,
@@ -96,6 +97,22 @@ def test_async_remote_first() -> None:
     assert b.answers == {}
     b.local_done(slot)
     assert b.answers == {slot: 0}
+
+
+def test_write_that_fails_is_not_counted_as_written_alone() -> None:
+    """Nobody was told that it is there: a counter that is raised for it makes a split-brain that is none."""
+    b = Bench(connected=False, load=0b1)
+    slot = b.write(0)
+    b.local_done(slot, EIO)
+    assert b.answers == {slot: EIO} and b.raised == 0 and b.seq.sync() == {0}
+    b.connect()
+    both = b.write(0)
+    b.disconnect()
+    b.local_done(both, EIO)
+    assert b.answers[both] == EIO and not b.raised & NEED_DEGRADED
+    later = b.write(0)
+    b.local_done(later)
+    assert b.raised & NEED_DEGRADED and later not in b.answers
 
 
 @pytest.mark.parametrize("mode", [FULLSYNC, MEMSYNC, ASYNC])
