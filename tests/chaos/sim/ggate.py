@@ -19,6 +19,7 @@ from tests.sim.harness import (
     CONNECTED,
     DELETE,
     DONE,
+    FLAG_DURABLE,
     FLUSH,
     FREE,
     MAP,
@@ -368,7 +369,7 @@ class Ggate(Part):
                 world.say(f"{world.name(node)}: map {new:b}")
             if world.dead == node:
                 return EIO
-            if (self.ill and self.s.metaflush) or (world.fails_map[node] and fate.chance(6)):
+            if (self.ill and bio.flags & FLAG_DURABLE) or (world.fails_map[node] and fate.chance(6)):
                 disk.map_failed(new, fate)
                 return EIO
             disk.put_map(new)
