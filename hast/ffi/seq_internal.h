@@ -178,7 +178,7 @@ void seq_confirm(struct hast_arena *a);
 /* The secondary is lost: none of them is acknowledged because of it any more. */
 void seq_durable_lost(struct hast_arena *a);
 
-/* ---- seq_map.c ---- */
+/* ---- seq_map.c, seq_map_update.c ---- */
 
 /* The extent has been copied and is not marked in sync any more. */
 void seq_map_copied(struct hast_arena *a, uint64_t extent);

@@ -18,15 +18,19 @@ from tests.sim.history import History
 from tests.sim.variants import Mistake
 
 
+def in_one_of(files: tuple[str, ...], name: str, old: str, new: str) -> Mistake:
+    """In the file in which it stands."""
+    found = [file for file in files if old in (build.HERE / file).read_text()]
+    return Mistake(name, found[0] if found else files[0], old, new)
+
+
 def in_seq(name: str, old: str, new: str) -> Mistake:
-    """In the file, of those that bios go through, in which it stands."""
-    names = ("seq.c", "seq_slots.c", "seq_mutation.c", "seq_flush.c", "seq_local.c")
-    files = [f for f in names if old in (build.HERE / f).read_text()]
-    return Mistake(name, files[0] if files else "seq.c", old, new)
+    """In one of those that bios go through."""
+    return in_one_of(("seq.c", "seq_slots.c", "seq_mutation.c", "seq_flush.c", "seq_local.c"), name, old, new)
 
 
 def in_map(name: str, old: str, new: str) -> Mistake:
-    return Mistake(name, "seq_map.c", old, new)
+    return in_one_of(("seq_map.c", "seq_map_update.c"), name, old, new)
 
 
 MISTAKES = [

@@ -31,7 +31,10 @@ IN_C = [
         "seq_map_leave(a, bio, remote_ok || bio->error[HAST_LOCAL] == 0);",
     ),
     Mistake(
-        "clean_without_the_common_flush", "seq_map.c", "if (e->epoch > s->flushed) {", "if (e->epoch > s->epoch) {"
+        "clean_without_the_common_flush",
+        "seq_map_update.c",
+        "if (e->epoch > s->flushed) {",
+        "if (e->epoch > s->epoch) {",
     ),
     Mistake(
         "answer_before_the_counter_is_stored",
@@ -45,7 +48,7 @@ IN_C = [
         "else if (!seq_held(a) && seq_map_durable(a, bio))",
         "else if (!seq_held(a))",
     ),
-    Mistake("secondary_left_because_of_this_nodes_map", "seq_map.c", "s->joining && peers_map_kept(a)", "0"),
+    Mistake("secondary_left_because_of_this_nodes_map", "seq_map_update.c", "s->joining && peers_map_kept(a)", "0"),
     Mistake("peers_map_forgotten", "seq.c", "map != NULL ? seq_map_merge(a, map, 0) : 0;", "map != NULL;"),
 ]
 
