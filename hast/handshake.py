@@ -352,16 +352,18 @@ def answer_second(
 def _virgin_again(request: Handshake2Request, made: Decision, metadata: Metadata) -> bool:
     """Whether the primary has to count this node as used though it was told so before, or never was: a target of one
     whose localcnt is 0 cannot have counters by which it is out of date. Only with a localcnt of 1 will that primary be
-    told from it, should it be forced to go its own way."""
-    if not metadata.syncing or request.outdated or made.syncsrc is not SyncSource.PRIMARY:
+    told from it, should it be forced to go its own way. One of FreeBSD's takes that only from a node without any
+    counter."""
+    if request.localcnt != 0 or request.outdated or made.syncsrc is not SyncSource.PRIMARY:
         return False
-    return request.hast and request.localcnt == 0
+    return metadata.syncing if request.hast else metadata.unsaid and metadata.pair == Pair()
 
 
 def first_request(metadata: Metadata) -> Metadata:
     """The secondary's metadata when its primary has sent the first request: what the handshake has told it is stored
-    there. Its localcnt is at least 1, if this node is a target."""
-    return replace(metadata, unsaid=metadata.unsaid and metadata.pair.remotecnt > 0)
+    there. Its localcnt is at least 1, if this node is a target. One of FreeBSD's never says that all is copied, so for
+    it nothing is left to be known."""
+    return replace(metadata, unsaid=metadata.unsaid and metadata.syncing and metadata.pair.remotecnt > 0)
 
 
 def _accepted(request: Handshake2Request, made: Decision, metadata: Metadata, doubt: bool) -> Metadata:
@@ -383,7 +385,8 @@ def _accepted(request: Handshake2Request, made: Decision, metadata: Metadata, do
         syncing = False
     resuid = metadata.resuid if made.adopt_resuid is None else made.adopt_resuid
     pair = metadata.pair
-    if made.target:
+    # FreeBSD's hastd ends when it is told `virgin` and a counter.
+    if made.target and (request.hast or made.outcome is not Outcome.ADOPT):
         pair = decision.as_target(pair, Pair(request.localcnt, request.remotecnt))
     unfit = syncing or made.target or (metadata.unsaid and not request.hast)
     unsaid = unfit and request.localcnt <= pair.remotecnt and made.syncsrc is SyncSource.PRIMARY

@@ -241,7 +241,7 @@ class Link:
             self._was_syncing = before.syncing
             self.peering = peering.met(self.peering, agreement)
             self._remember_blank()
-            self.peering, metadata = peering.agreed(self.peering, agreement)
+            self.peering, metadata = peering.agreed(self.peering, agreement, self.owner.keepmap())
             self._store(metadata, agreement)
             stored = True
             message = {

@@ -79,9 +79,10 @@ def met(peering: Peering, agreement: Agreement) -> Peering:
     return replace(peering, blank=agreement.metadata.syncing and known)
 
 
-def agreed(peering: Peering, agreement: Agreement) -> tuple[Peering, Metadata]:
+def agreed(peering: Peering, agreement: Agreement, keepmap: bool = False) -> tuple[Peering, Metadata]:
     """A handshake is done; the metadata has to be durable before the peer's map is merged. Whether the secondary is the
     source of the synchronisation is its `syncing`. Until that map is merged, durably, only `unmapped` says what is old.
+    keepmap: the secondary's map stays the one that says it.
 
     Raises OutdatedError: this node's component is out of date, and the other one has not what it lacks."""
     metadata = agreement.metadata
@@ -91,9 +92,12 @@ def agreed(peering: Peering, agreement: Agreement) -> tuple[Peering, Metadata]:
         raise OutdatedError(metadata.resource)
     alone = metadata.pair.localcnt != agreement.secondary.remotecnt
     joining = replace(peering, peer=agreement.secondary, version=agreement.version, phase=Phase.JOINING, blank=False)
-    unmapped = metadata.unmapped or (from_remote and not metadata.syncing)
+    news = not metadata.syncing or (not keepmap and any(agreement.map or b""))
+    unmapped = metadata.unmapped or (from_remote and news)
     syncing = from_remote or metadata.syncing
-    return joining, replace(metadata, alone=alone, syncing=syncing, unmapped=unmapped, blank=False)
+    # Also where the version before this one has stored that it is out of date.
+    unsaid = metadata.unsaid or (syncing and agreement.secondary.localcnt <= metadata.pair.remotecnt)
+    return joining, replace(metadata, alone=alone, syncing=syncing, unmapped=unmapped, blank=False, unsaid=unsaid)
 
 
 def unused(metadata: Metadata, was_syncing: bool) -> Metadata:

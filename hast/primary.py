@@ -286,10 +286,10 @@ class Primary:
         may be whole on the secondary, so it is not copied there."""
         assert self.pipeline is not None
         if not self.pipeline.sync_error:
-            log.error("%s: a flush of its metadata has failed: what was written may be lost", self.resource.name)
             arena = self.pipeline.arena
             if arena is not None:
                 arena.seq.loss = lib.HAST_SEQ_LOSS_TOLD  # from here on, and not when the message has come
+            log.error("%s: a flush of its metadata has failed: what was written may be lost", self.resource.name)
             self.pipeline.flush_failed()
             self.pipeline.send(GGATE, {"cmd": "flush_failed"})
 

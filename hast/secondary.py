@@ -347,7 +347,7 @@ class Secondary:
         if pipeline.runs(DISK):
             await self._finish(pipeline, max(END_SECONDS, self.resource.timeout) if seconds is None else seconds)
         await pipeline.kill(*pipeline.stages)
-        lacking = pipeline.unstored
+        lacking = pipeline.unstored or pipeline.sync_error != 0
         await pipeline.close()
         self.pipeline = None  # not before: shutdown() cancels whoever is in here, and begins it again
         if lacking:
@@ -358,18 +358,20 @@ class Secondary:
             self._hook("disconnect")
 
     def _lacks(self) -> None:
-        """What was acknowledged because it was in memory here is not on the disk for certain: a stage was killed, or
-        the disk is too slow, or has failed. The primary may have it, and may be gone before the next handshake: this
-        node is a target from now on (invariant 10), until a handshake or a notice says that it lacks nothing."""
+        """What was acknowledged because it was here is not on the disk for certain: a stage was killed, or the disk is
+        too slow, or has failed a write or a flush. The primary may have it, and may be gone before the next handshake:
+        this node is a target from now on (invariant 10), until a handshake or a notice says that it lacks nothing."""
         assert self.metadata is not None
         name = self.resource.name
         boot.spoil(boot.note(self.rundir, name))
-        if not self._hast or self.metadata.syncing:
+        lacking = replace(self.metadata, syncing=True, unsaid=True)
+        if not self._hast or lacking == self.metadata:
             return
         try:
-            self._store(replace(self.metadata, syncing=True, unsaid=True))
+            self._store(lacking)
         except HastError as error:
             log.error("%s", error)
+            self.metadata = lacking  # for as long as this worker is there, and with the next that is stored
         log.error("%s: what was received last may not be on its disk: this node is incomplete", name)
 
     async def _finish(self, pipeline: Pipeline, seconds: float) -> None:

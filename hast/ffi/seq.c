@@ -128,9 +128,7 @@ hast_seq_submit(struct hast_arena *a, uint32_t slot)
 
 	if (bio->state != HAST_BIO_CLAIMED || !request_ok(a, bio))
 		return -EINVAL;
-	/* What is begun after a loss is no part of it. */
-	if (__atomic_load_n(&s->loss, __ATOMIC_ACQUIRE) == HAST_SEQ_LOSS_TOLD)
-		hast_seq_local_flush_failed(a);
+	seq_heed_loss(a);	/* what is begun after it is no part of it */
 	seq_prepare(a, bio);
 	switch (bio->cmd) {
 	case HAST_CMD_READ:
@@ -253,8 +251,8 @@ settle(struct hast_arena *a, struct hast_bio *bio, int component)
 	struct hast_seq *s = seq_of(a);
 
 	bio->pending &= (uint8_t)~(1u << component);
-	if (component == HAST_LOCAL && __atomic_load_n(&s->loss, __ATOMIC_ACQUIRE) != HAST_SEQ_LOSS_NONE)
-		seq_loss(a, bio);
+	if (component == HAST_LOCAL && __atomic_load_n(&s->loss, __ATOMIC_RELAXED) != HAST_SEQ_LOSS_NONE)
+		seq_flush_distrusted(bio);
 	if (component == HAST_LOCAL && bio->error[HAST_LOCAL] != 0)
 		seq_count_error(a, bio);
 	if (component == HAST_REMOTE)
@@ -301,6 +299,7 @@ hast_seq_complete(struct hast_arena *a, int component, uint32_t entry)
 	if (bio->state != HAST_BIO_RUNNING || (bio->pending & 1u << component) == 0 ||
 	    bio->error[component] < 0)
 		return -EPROTO;
+	seq_heed_loss(a);
 	if (entry != slot) {
 		if (component != HAST_REMOTE || (bio->flags & HAST_BIO_MEMSYNC) == 0 || bio->received)
 			return -EPROTO;

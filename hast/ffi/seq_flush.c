@@ -145,16 +145,15 @@ hast_seq_local_flush_failed(struct hast_arena *a)
 	seq_sync_again(a);
 }
 
-/* The local component has completed bio, and another process has been told by it that what was in its cache is lost. The disk stage
-   may not know that yet: from now on it fails flushes. */
+/* A flush that the disk has done after it had told another process that what was in its cache is lost. The disk stage may not know that
+   yet: from now on it fails them. */
 void
-seq_loss(struct hast_arena *a, struct hast_bio *bio)
+seq_flush_distrusted(struct hast_bio *bio)
 {
 	int flushed = bio->cmd == HAST_CMD_FLUSH || (bio->cmd == HAST_CMD_MAP && (bio->flags & HAST_BIO_DURABLE) != 0);
 
 	if (flushed && bio->error[HAST_LOCAL] == 0)
 		bio->error[HAST_LOCAL] = EIO;
-	hast_seq_local_flush_failed(a);
 }
 
 /* Something that was acknowledged is perhaps durable here alone from now on, and somebody relies on it: localcnt has to say so.

@@ -47,6 +47,14 @@ is_mutation(const struct hast_bio *bio)
 	return bio->cmd == HAST_CMD_WRITE || bio->cmd == HAST_CMD_DELETE;
 }
 
+/* Whatever the stage does next, it does it knowing what another process has been told by the disk. */
+static inline void
+seq_heed_loss(struct hast_arena *a)
+{
+	if (__builtin_expect(__atomic_load_n(&seq_of(a)->loss, __ATOMIC_ACQUIRE) == HAST_SEQ_LOSS_TOLD, 0))
+		hast_seq_local_flush_failed(a);
+}
+
 /* ---- seq.c ---- */
 
 void seq_push(struct hast_arena *a, int ring, uint32_t slot);
@@ -104,7 +112,7 @@ void seq_flush_resume(struct hast_arena *a);
 void seq_flush_done(struct hast_arena *a, struct hast_bio *bio);
 /* A component has failed a flush. */
 void seq_flush_failed(struct hast_arena *a, const struct hast_bio *bio, int component);
-void seq_loss(struct hast_arena *a, struct hast_bio *bio);
+void seq_flush_distrusted(struct hast_bio *bio);
 /* What was written to both and not flushed since is not to be relied on any more. */
 void seq_distrust(struct hast_arena *a);
 /* A flush of the sequencer's own, unless one is under way. 1 when it was started. */

@@ -26,7 +26,8 @@ seq_launch(struct hast_arena *a, struct hast_bio *bio)
 		/* Asked for before the secondary was there: the zeros are copied. */
 		seq_map_suspect_bio(a, bio);
 	} else if (s->connected) {
-		if (bio->cmd == HAST_CMD_WRITE && s->mode == HAST_MODE_MEMSYNC)
+		/* Where it is acknowledged only when it is durable there, nobody wants to know that it has been received. */
+		if (bio->cmd == HAST_CMD_WRITE && s->mode == HAST_MODE_MEMSYNC && !seq_strict(a))
 			bio->flags |= HAST_BIO_MEMSYNC;
 		seq_push_remote(a, bio);
 	}

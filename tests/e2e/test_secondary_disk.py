@@ -223,6 +223,25 @@ def test_what_was_received_is_known_to_be_missing_when_a_stage_was_killed(make_p
     pair.b.set_role("primary")
 
 
+@pytest.mark.parametrize("mode", ["memsync", "fullsync"])
+def test_what_a_failed_flush_has_lost_is_known_to_be_missing(make_pair: MakePair, mode: str) -> None:
+    """It was on the disk, in its cache. The primary has it, and is gone before it can be asked."""
+    pair, disk, _ = prepare(make_pair, mode)
+    with RawClient(pair.a.socket()) as client:
+        work(client, b"old")
+        pair.wait_in_sync(pair.a)
+        assert client.write(BLOCK, b"cached".ljust(BLOCK, b".")) == 0
+        disk.fail("flush", errno.EIO, count=1)
+        assert client.do(FLUSH).error == 0
+    pair.a.kill()
+    eventually(lambda: pair.b.dump()["syncing"], "it has stored that it lacks something")
+    refused(pair.b)
+    pair.a.start()
+    pair.a.set_role("primary")
+    pair.wait_in_sync(pair.a)
+    assert pair.differing() is None
+
+
 def test_stage_that_is_killed_while_nothing_is_under_way_makes_no_target(make_pair: MakePair) -> None:
     pair, _, _ = prepare(make_pair, "memsync")
     with RawClient(pair.a.socket()) as client:

@@ -186,7 +186,7 @@ class Oracle(Model):
             self.out |= op.mask
         elif self.connected:
             self.push(op, REMOTE)
-            op.memsync = self.mode == MEMSYNC and op.cmd == WRITE
+            op.memsync = self.mode == MEMSYNC and op.cmd == WRITE and not self.strict
         return False
 
     def joined(self) -> None:

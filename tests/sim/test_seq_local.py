@@ -107,10 +107,9 @@ def test_failed_write_is_read_there_and_copied_from_there() -> None:
 def test_nothing_is_acknowledged_early_while_it_is_turning() -> None:
     """What is acknowledged between the flush and the word that it is stored could be on this component alone."""
     b = whole(MEMSYNC)
-    failed = b.write(0)
+    failed, early = b.write(0), b.write(1)
     b.local_done(failed, EIO)
     b.remote_done(failed)
-    early = b.write(1)
     b.local_done(early)
     b.received(early)
     assert b.answers == {}
@@ -200,6 +199,20 @@ def test_write_that_is_begun_after_the_worker_has_failed_a_flush_is_none_that_is
     slot = b.write(1)
     b.local_done(slot)
     assert b.answers[slot] == 0
+
+
+def test_write_that_goes_on_after_the_loss_is_none_that_is_lost() -> None:
+    """It waited for one that overlaps it; that one is answered by what the secondary says, after the loss."""
+    b = Bench(load=0b11)
+    b.connect()
+    b.settle_map()
+    before, after = b.write(0), b.write(0)
+    b.local_done(before)
+    b.seq.s.loss = LOSS_TOLD
+    b.remote_done(before)
+    b.local_done(after)
+    b.remote_done(after)
+    assert b.answers[before] == EIO and b.answers[after] == 0
 
 
 @pytest.mark.parametrize("connected", [True, False])

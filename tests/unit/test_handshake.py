@@ -249,3 +249,28 @@ def test_a_forced_target_is_found_though_the_first_answer_was_lost(resuid: int) 
         went = forced(heard, UID).pair
         assert decide(UID, went, UID, told.pair, False).outcome is Outcome.SPLIT_BRAIN
         assert decide(UID, told.pair, UID, went, False).outcome is Outcome.SPLIT_BRAIN
+
+
+# A primary of FreeBSD, which never says that all is copied.
+
+
+def test_what_a_foreign_primary_cannot_end_is_over_with_its_first_request() -> None:
+    own = replace(CAPTURED, pair=Pair(1, 2), syncing=True, unsaid=True)
+    met = answer(foreign(replace(CAPTURED, pair=Pair(2, 1))), own).metadata
+    assert not met.syncing and not first_request(met).unsaid
+
+
+def test_a_foreign_primary_is_told_virgin_until_it_was_heard_and_never_with_a_counter() -> None:
+    """FreeBSD's hastd ends when the secondary that says it has a localcnt."""
+    for pair in (Pair(0, 0), Pair(3, 0), Pair(2, 5)):
+        made = answer(foreign(replace(CAPTURED, pair=pair)), replace(CAPTURED, resuid=0))
+        assert made.decision.outcome is Outcome.ADOPT and "virgin" in nv_of(made.message)
+        assert nv_of(made.message).get_uint64("localcnt") == 0 and made.metadata.pair == Pair()
+    theirs = foreign(replace(CAPTURED, pair=Pair(0, 0)))
+    made = answer(theirs, replace(CAPTURED, resuid=0))
+    for _ in range(2):
+        made = answer(theirs, made.metadata)
+        assert made.decision.outcome is Outcome.IN_SYNC and "virgin" in nv_of(made.message)
+        assert made.metadata.unsaid
+    made = answer(theirs, first_request(made.metadata))
+    assert "virgin" not in nv_of(made.message)

@@ -38,6 +38,22 @@ def test_handshake_with_equal_counters_says_that_nothing_was_written_alone() -> 
     assert metadata == replace(METADATA, pair=Pair())
 
 
+@pytest.mark.parametrize("keepmap", [False, True])
+def test_what_is_newer_is_everywhere_also_where_this_node_was_out_of_date_before(keepmap: bool) -> None:
+    """The secondary was primary meanwhile, and wrote what this node's map calls clean. Not where its map stays."""
+    for news in (b"\0\0", b"\0\1"):
+        found = replace(agreement(Pair(1, 1), Pair(2, 1), SyncSource.SECONDARY, syncing=True), map=news)
+        assert peering.agreed(Peering(), found, keepmap)[1].unmapped is (any(news) and not keepmap)
+
+
+def test_a_primary_that_is_out_of_date_knows_whether_the_counters_say_so() -> None:
+    """What the version before this one has stored does not tell."""
+    for pair, unsaid in ((Pair(1, 1), True), (Pair(2, 1), False)):
+        source = SyncSource.PRIMARY if unsaid else SyncSource.SECONDARY
+        assert peering.agreed(Peering(), agreement(Pair(1, 1), pair, source, syncing=True))[1].unsaid is unsaid
+    assert not peering.agreed(Peering(), agreement(Pair(1, 1), Pair(1, 1)))[1].unsaid
+
+
 def test_handshake_with_raised_localcnt_keeps_it_raised() -> None:
     _, metadata = peering.agreed(Peering(), agreement(Pair(1, 0), Pair(0, 0)))
     assert metadata.alone

@@ -195,15 +195,17 @@ def a_boot(w: World) -> bool:
 
 
 def a_stage(w: World) -> bool:
-    """A stage of a primary dies."""
-    for part in w.primaries():
-        if part.serving:
-            if w.tells:
-                w.say(f"{w.name(part.node)}: a stage dies, all are started anew")
-            w.guarded(part, part.restart_stages)
-            w.counts["stages restarted"] += 1
-            return True
-    return False
+    """A stage dies; its worker does not."""
+    primaries = [p for p in w.primaries() if p.serving]
+    parts = [*primaries, *(p for p in w.parts if p is not None and p.role == "secondary" and p.conn is not None)]
+    if not parts:
+        return False
+    part = parts[w.fate.draw(2) % len(parts)]
+    if w.tells:
+        w.say(f"{w.name(part.node)}: a stage dies" + (", all are started anew" if part in primaries else ""))
+    w.guarded(part, part.restart_stages if part in primaries else part.stages_die)
+    w.counts["stages restarted" if part in primaries else "secondary's stages lost"] += 1
+    return True
 
 
 def a_worker(w: World) -> bool:

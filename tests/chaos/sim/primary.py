@@ -393,7 +393,7 @@ class Primary(Ggate):
         assert self.agreement is not None and self.coming is not None
         try:
             self.peering = peering.met(self.peering, self.agreement)
-            agreed, meta = peering.agreed(self.peering, self.agreement)
+            agreed, meta = peering.agreed(self.peering, self.agreement, self.keepmap)
         except peering.OutdatedError:
             self.coming.there = self.coming.here = False
             self.refusal = "OUTDATED"

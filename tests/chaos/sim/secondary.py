@@ -44,6 +44,8 @@ class Secondary(Part):
         self.active: list[Request] = []
         self.disk_q: list[Request] = []
         self.flushing: Request | None = None
+        self.unstored = 0  # memsync writes that were said to be received, and are not on the disk
+        self.ill = False  # a flush has failed on this connection
 
     def start(self) -> None:
         self.disk.settle()
@@ -59,6 +61,7 @@ class Secondary(Part):
             raise
 
     def flush_failed(self, mark: int) -> None:
+        self.ill = self.conn is not None
         self.world.doubt[self.node] = True
         self.oracle.lost(self.node, self.disk.flush_failed(mark, self.world.fate))
         self.world.soften()
@@ -82,7 +85,7 @@ class Secondary(Part):
     def answer(self, primary: Primary) -> Shaken:
         """Step 2. What it makes durable is so when this returns. Raises Died, WorkerFailed (the handshake fails)."""
         world, fate = self.world, self.world.fate
-        self.drop()
+        self.part()
         made = shake(
             primary.shaking,
             primary.peering.version,
@@ -111,12 +114,42 @@ class Secondary(Part):
     def serve(self, conn: Conn, keepmap: bool) -> None:
         self.conn = conn
         self.keepmap = keepmap
-        self.first = False
+        self.first = self.ill = False
+        self.unstored = 0
 
     def drop(self) -> None:
         if self.conn is not None:
             self.conn.there = False
             self.conn = None
+
+    def part(self) -> None:
+        """hast.secondary.Secondary._drop(), once the stages have ended. Raises Died."""
+        if self.conn is None:
+            return
+        self.drop()
+        if self.unstored or self.ill:
+            self.lacks()
+
+    def lacks(self) -> None:
+        """hast.secondary.Secondary._lacks()."""
+        self.world.doubt[self.node] = True
+        lacking = replace(self.meta, syncing=True, unsaid=True)
+        if lacking == self.meta:
+            return
+        self.world.counts["lacks what it had received"] += 1
+        try:
+            self.store(lacking)
+        except StoreFailed:
+            self.meta = lacking
+
+    def stages_die(self) -> None:
+        """A stage was killed, and with it the others end. What the disk had may happen or not."""
+        self.give_up_disk()
+        self.queue.clear()
+        self.active.clear()
+        self.flushing = None
+        self.mail.clear()
+        self.part()
 
     def write_map(self, bits: int) -> None:
         """Raises WorkerFailed when that fails."""
@@ -176,6 +209,7 @@ class Secondary(Part):
             if conn.target and request.chunk and (not conn.complete or self.oracle.alone[1 - self.node]):
                 self.oracle.mixed[self.node] = conn
         if request.memsync:
+            self.unstored += 1
             conn.rep.append((request, True, 0))
         self.queue.append(request)
         self.run_queue()
@@ -207,6 +241,7 @@ class Secondary(Part):
         """The disk is done with one of its requests."""
         request = self.disk_q.pop(which)
         error = self.execute(request)
+        self.unstored -= request.memsync and not error
         if request.cmd == FLUSH:
             self.flushing = None
         else:
@@ -252,11 +287,15 @@ class Secondary(Part):
 
     def die(self) -> None:
         """Its processes are gone; what the disk had may happen or not."""
+        self.give_up_disk()
+        self.drop()
+
+    def give_up_disk(self) -> None:
         fate = self.world.fate
         for request in self.disk_q:
             if request.cmd != READ and request.cmd != FLUSH:
                 self.disk.may_happen(request.first, request.data, fate)
-        self.drop()
+        self.disk_q.clear()
 
     def finish(self) -> None:
         """The role ends in good order: what was received is on the component."""
@@ -264,4 +303,4 @@ class Secondary(Part):
             self.conn.there = False
         while self.disk_q:
             self.complete(0)
-        self.drop()
+        self.part()

@@ -95,8 +95,8 @@ def not_told_that_it_is_out_of_date(replace: Replace) -> None:
     """A primary that is to be synchronised does not store so."""
     agreed = peering.agreed
 
-    def forgetting(state: Any, agreement: Any) -> Any:
-        after, metadata = agreed(state, agreement)
+    def forgetting(state: Any, agreement: Any, keepmap: bool) -> Any:
+        after, metadata = agreed(state, agreement, keepmap)
         return after, changed(metadata, syncing=False)
 
     replace(peering, "agreed", forgetting)
