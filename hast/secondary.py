@@ -28,6 +28,7 @@ from hast.config import Resource
 from hast.control import Role
 from hast.decision import Outcome
 from hast.errors import DiskError, HastError, UnavailableError
+from hast.ffi import _hast
 from hast.handshake import (
     SecondaryAnswer,
     answer_second,
@@ -46,6 +47,7 @@ from hast.sockio import watch, write_all
 from hast.stages.context import DISK, RECV, ConnSettings
 
 log = logging.getLogger(__name__)
+lib = _hast.lib
 
 SLOTS = 256  # requests under way at once
 SLAB_SIZE = 1 << 20  # bytes: the largest request that has to be taken
@@ -329,6 +331,8 @@ class Secondary:
         """One of this process has. What the disk has lost then is not durable because the primary's next one succeeds:
         it is copied after the next handshake, which finds this node in doubt (hast/boot.py)."""
         if self.pipeline is not None:
+            if self.pipeline.arena is not None:
+                self.pipeline.arena.seq.loss = lib.HAST_SEQ_LOSS_TOLD  # before a message can be there
             self.pipeline.flush_failed()
         self.lose("its disk has failed a flush")
 

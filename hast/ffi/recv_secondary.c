@@ -217,11 +217,16 @@ static void
 disk_done(struct hast_recv *r, uint32_t slot)
 {
 	struct recv_secondary *s = r->secondary;
+	struct hast_bio *bio = &s->bio[slot];
 
-	hast_trace(r->c.arena, HAST_STAGE_RECV, HAST_TRACE_OUT, s->bio[slot].seq);
-	if (s->bio[slot].error[HAST_LOCAL] != 0)
+	hast_trace(r->c.arena, HAST_STAGE_RECV, HAST_TRACE_OUT, bio->seq);
+	/* The disk has told the worker that what was in its cache is lost, and says so only once. */
+	if (bio->cmd == HAST_CMD_FLUSH && bio->error[HAST_LOCAL] == 0 &&
+	    __atomic_load_n(&s->seq->loss, __ATOMIC_ACQUIRE) != HAST_SEQ_LOSS_NONE)
+		bio->error[HAST_LOCAL] = EIO;
+	if (bio->error[HAST_LOCAL] != 0)
 		count_request(&s->seq->stats, s->item[slot].cmd, 1);
-	else if ((s->bio[slot].flags & HAST_BIO_MEMSYNC) != 0)
+	else if ((bio->flags & HAST_BIO_MEMSYNC) != 0)
 		unstored(r, (uint64_t)-1);
 	recv_order_done(r, slot);
 	answer(r, slot);

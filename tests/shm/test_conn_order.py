@@ -185,6 +185,14 @@ def test_received_is_said_before_the_disk_has_it_even_behind_a_flush(s: Secondar
     assert unstored[1] == 0
 
 
+def test_flush_that_is_done_after_the_worker_has_failed_one_has_failed(s: Secondary) -> None:
+    """The disk says it once; the disk stage hears of it in a message."""
+    s.arena.seq.loss = 1
+    ask(s, FLUSH, 1)
+    s.disk_done(*takes(s, 1))
+    assert s.back.reply()[0].error == 5
+
+
 def test_received_and_not_stored_stays_so_when_the_disk_fails(s: Secondary) -> None:
     write(s, 1, 0, b"y" * 40 * KIB, memsync=True)
     s.disk_done(*takes(s, 1), error=5)

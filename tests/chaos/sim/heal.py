@@ -59,18 +59,20 @@ def roles(w: World) -> Primary:
         w.stop_role(1)
         primaries = w.primaries()
     if not primaries:
-        node = next((n for n in (0, 1) if may_lead(w, n)), None)
-        forced = node is None
-        node = 0 if node is None else node
-        if w.parts[node] is not None:
-            w.stop_role(node)
-        if not w.start_role(node, "primary", force=forced):
+        # A node may find that it lacks something only when its connection ends.
+        if not any(promote(w, n) for n in (0, 1) if may_lead(w, n)) and not promote(w, 0, force=True):
             raise Broken("no node can become primary, not even by force")
         primaries = w.primaries()
     part = primaries[0]
     if w.other(part) is None:
         w.start_role(1 - part.node, "secondary")
     return part
+
+
+def promote(w: World, node: int, force: bool = False) -> bool:
+    if w.parts[node] is not None:
+        w.stop_role(node)
+    return w.start_role(node, "primary", force=force)
 
 
 def may_lead(w: World, node: int) -> bool:

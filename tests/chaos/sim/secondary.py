@@ -58,6 +58,7 @@ class Secondary(Part):
         except StoreFailed:
             if self.world.fails_flush[self.node] and self.world.fate.draw(2):
                 self.flush_failed(self.disk.mark())
+                self.lose()
             raise
 
     def flush_failed(self, mark: int) -> None:
@@ -267,6 +268,8 @@ class Secondary(Part):
                 return EIO
             request.data = disk.cur[request.first : request.first + request.count]
         elif cmd == FLUSH:
+            if self.ill:
+                return EIO
             if world.fails_flush[self.node] and fate.chance(6):
                 self.flush_failed(request.mark)
                 return EIO
