@@ -344,7 +344,8 @@ def answer_second(
         # break before the primary has merged the map into its own, the next handshake sends it again.
         bits = keep = bytes(all_dirty(metadata.mapsize))
     payload, data = encode_payload(bits, packing, algorithm)
-    virgin = made.virgin or _virgin_again(request, made, metadata)
+    uncounted = request.hast or metadata.pair.localcnt == 0
+    virgin = (made.virgin and uncounted) or _virgin_again(request, made, metadata)
     reply = Handshake2Reply(_sizes(metadata), made.syncsrc, virgin, len(bits), data, request.hast)
     return SecondaryAnswer(made, metadata, keep, pack_message(version, reply.to_nv(), payload))
 
@@ -385,8 +386,8 @@ def _accepted(request: Handshake2Request, made: Decision, metadata: Metadata, do
         syncing = False
     resuid = metadata.resuid if made.adopt_resuid is None else made.adopt_resuid
     pair = metadata.pair
-    # FreeBSD's hastd ends when it is told `virgin` and a counter.
-    if made.target and (request.hast or made.outcome is not Outcome.ADOPT):
+    # FreeBSD's hastd needs `virgin` where its localcnt is 0, and ends when it is told that and a counter.
+    if made.target and (request.hast or request.localcnt > 0 or pair != Pair()):
         pair = decision.as_target(pair, Pair(request.localcnt, request.remotecnt))
     unfit = syncing or made.target or (metadata.unsaid and not request.hast)
     unsaid = unfit and request.localcnt <= pair.remotecnt and made.syncsrc is SyncSource.PRIMARY

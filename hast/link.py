@@ -284,7 +284,8 @@ class Link:
         try:
             self.owner.store(metadata)
         except HastError as error:
-            if metadata == self.owner.metadata() and self.owner.only_raised():
+            before = self.owner.metadata()
+            if replace(metadata, unsaid=before.unsaid) == before and self.owner.only_raised():
                 self._complain(error)
                 return
             if isinstance(error, DiskError) and self.owner.superseded(agreement, metadata):

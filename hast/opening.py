@@ -1,4 +1,4 @@
-"""How a primary comes to its component: what workers before it have noted counts beside what the disk says.
+"""How a worker comes to its component: what workers before it have noted counts beside what the disk says.
 
 Invariants:
 - A component that was given up (hast/outage.py) need not be of any use to the next worker of the same primary, which
@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from hast import boot, promotion
 from hast.component import AbsentComponent, Component, open_component
 from hast.config import Resource
+from hast.control import Role
 from hast.errors import DataError, DiskError, HastError, TemporaryError
 from hast.metadata import Metadata
 
@@ -66,3 +68,14 @@ def read_note(rundir: Path, component: Component, metadata: Metadata) -> tuple[M
         return known, True
     boot.forget(boot.outdated_note(rundir, name))
     return known, False
+
+
+def flush(component: Component, metadata: Metadata) -> None:
+    """Before a role is taken. A disk that fails it has lost something, may not say so again, and the other node may
+    have it: so this one is a target from then on. Raises DiskError."""
+    try:
+        component.flush()
+    except DiskError:
+        with contextlib.suppress(HastError):
+            component.write_metadata(replace(metadata, syncing=True, unsaid=True, prevrole=Role.SECONDARY))
+        raise

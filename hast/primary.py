@@ -33,7 +33,7 @@ from hast.frontend import Frontend, Tell
 from hast.handshake import Agreement
 from hast.link import MODES, Link, Owner
 from hast.metadata import Metadata
-from hast.opening import open_primary, read_note
+from hast.opening import flush, open_primary, read_note
 from hast.outage import Outage
 from hast.pipeline import END_SECONDS, Pipeline, PipelineSettings, component_settings
 from hast.primary_status import primary_status
@@ -85,6 +85,8 @@ class Primary:
         self.component, self.metadata = open_primary(resource, self.rundir, bool(orders.get("again")))
         self.metadata, unrecorded = read_note(self.rundir, self.component, self.metadata)
         unrecorded = unrecorded or isinstance(self.component, AbsentComponent)
+        if self.metadata.prevrole is Role.SECONDARY and resource.remote is not None:
+            flush(self.component, self.metadata)
         virgin = self._become_primary()
         self.frontend.choose(left)
         settings = self._settings()

@@ -40,6 +40,7 @@ from hast.handshake import (
 from hast.messages import DISK_FAILED, MISMATCH_ADVICE, SPLIT_BRAIN_ADVICE, Handshake2Request, Refusal
 from hast.metadata import Metadata
 from hast.notice import AHEAD, Notice, heed
+from hast.opening import flush
 from hast.pipeline import END_SECONDS, Pipeline, PipelineSettings, component_settings
 from hast.promotion import discarding
 from hast.reload import Action, action, changed_settings
@@ -52,6 +53,7 @@ lib = _hast.lib
 SLOTS = 256  # requests under way at once
 SLAB_SIZE = 1 << 20  # bytes: the largest request that has to be taken
 SILENCE_SECONDS = 20.0  # without a request or a keepalive
+STORE_SECONDS = 1.0  # between attempts to store what the disk has not taken
 LOCK_SECONDS = 2.0  # for the kernel to let go of the component of a worker that was killed
 
 Tell = Callable[..., None]
@@ -86,7 +88,7 @@ class Secondary:
         self.component = open_component(resource.name, resource.localpath, resource.directio, True, LOCK_SECONDS, note)
         self.component.on_sync_failure = self._flush_failed
         self.metadata = self.component.read_metadata()
-        self.component.flush()  # who wrote it may have died before its flush, and a primary is going to rely on it
+        flush(self.component, self.metadata)  # who wrote it may have died before that, and a primary is to rely on it
         self._store(replace(self.metadata, prevrole=Role.SECONDARY))
 
     def ready_message(self) -> dict[str, Any]:
@@ -165,6 +167,7 @@ class Secondary:
         """The answer, once all is durable that it promises. Raises DiskError."""
         assert self.component is not None and self.metadata is not None
         component, metadata = self.component, self.metadata
+        self._hast = request.hast
         # What was acknowledged and not flushed may be lost: with the power, or by a flush that has failed since.
         doubt = boot.anew(self.rundir, self.resource.name)
         answer = answer_second(
@@ -330,11 +333,17 @@ class Secondary:
     def _flush_failed(self) -> None:
         """One of this process has. What the disk has lost then is not durable because the primary's next one succeeds:
         it is copied after the next handshake, which finds this node in doubt (hast/boot.py)."""
-        if self.pipeline is not None:
-            if self.pipeline.arena is not None:
-                self.pipeline.arena.seq.loss = lib.HAST_SEQ_LOSS_TOLD  # before a message can be there
-            self.pipeline.flush_failed()
+        if self.pipeline is None:
+            self._later(self._lacks_in_turn())
+            return
+        if self.pipeline.arena is not None:
+            self.pipeline.arena.seq.loss = lib.HAST_SEQ_LOSS_TOLD  # before a message can be there
+        self.pipeline.flush_failed()
         self.lose("its disk has failed a flush")
+
+    async def _lacks_in_turn(self) -> None:
+        async with self._turn:
+            self._lacks()
 
     async def _lost(self, why: str, pipeline: Pipeline) -> None:
         async with self._turn:
@@ -369,14 +378,27 @@ class Secondary:
         name = self.resource.name
         boot.spoil(boot.note(self.rundir, name))
         lacking = replace(self.metadata, syncing=True, unsaid=True)
-        if not self._hast or lacking == self.metadata:
+        if not self._hast or (lacking == self.metadata and self.stored):
             return
         try:
             self._store(lacking)
         except HastError as error:
             log.error("%s", error)
-            self.metadata = lacking  # for as long as this worker is there, and with the next that is stored
+            self.metadata = lacking
+            self._later(self._store_later())
         log.error("%s: what was received last may not be on its disk: this node is incomplete", name)
+
+    async def _store_later(self) -> None:
+        """What could not be stored holds for as long as this worker is there; until then it is tried again."""
+        while not self.stored:
+            await asyncio.sleep(STORE_SECONDS)
+            async with self._turn:
+                self._store_now()
+
+    def _store_now(self) -> None:
+        if not self.stored and self.metadata is not None:
+            with contextlib.suppress(HastError):
+                self._store(self.metadata)
 
     async def _finish(self, pipeline: Pipeline, seconds: float) -> None:
         """With memsync what is in memory here is acknowledged, and perhaps nowhere else any more: a disk that is slow,
@@ -432,4 +454,5 @@ class Secondary:
             log.error("%s", error)
         finally:
             if self.component is not None:
+                self._store_now()
                 self.component.close()

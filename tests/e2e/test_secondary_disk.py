@@ -242,6 +242,54 @@ def test_what_a_failed_flush_has_lost_is_known_to_be_missing(make_pair: MakePair
     assert pair.differing() is None
 
 
+@pytest.mark.parametrize("stays", [True, False])
+def test_who_could_not_store_that_it_lacks_something_does_when_its_disk_is_well(
+    make_pair: MakePair, stays: bool
+) -> None:
+    """The disk fails the flush, and then the metadata; it is well before the worker ends, or when it does. Forced, it is
+    not taken for one that has everything: the other node is not overwritten."""
+    pair, disk, _ = prepare(make_pair, "fullsync")
+    with RawClient(pair.a.socket()) as client:
+        assert client.write(BLOCK, b"cached".ljust(BLOCK, b".")) == 0
+        disk.fail("flush", errno.EIO, count=1)
+        disk.fail("write", errno.EIO, within=(0, 4096))
+        assert client.do(FLUSH).error == 0
+        eventually(lambda: "this node is incomplete" in pair.b.said(), "it knows")
+    pair.a.kill()
+    assert not pair.b.dump()["syncing"], "it could not store it"
+    refused(pair.b)
+    disk.heal()
+    if stays:
+        eventually(lambda: pair.b.dump()["syncing"], "it is stored after all")
+        refused(pair.b)
+    assert pair.b.ctl("role", "-f", "primary", pair.b.name()).returncode == 0
+    with RawClient(pair.b.socket()) as client:
+        assert client.write(0, b"alone".ljust(BLOCK, b".")) == 0
+    pair.a.start()
+    pair.a.set_role("secondary")
+    eventually(lambda: "nique ID mismatch" in pair.b.said() or "plit-brain" in pair.b.said(), "that is found")
+
+
+def test_flush_that_fails_when_it_is_to_become_primary(make_pair: MakePair) -> None:
+    """What it had acknowledged and not flushed is lost then; the disk says so once, and the other node has it."""
+    pair, disk, _ = prepare(make_pair, "fullsync")
+    with RawClient(pair.a.socket()) as client:
+        assert client.write(BLOCK, b"cached".ljust(BLOCK, b".")) == 0
+    pair.a.kill()
+    eventually(lambda: "connection from" in pair.b.said(), "the connection has ended")
+    disk.fail("flush", errno.EIO, count=1)
+    done = pair.b.role("primary", check=False)
+    assert done.returncode == 74 and "cannot be flushed" in done.stderr
+    for _ in range(2):  # a cluster manager tries again
+        refused(pair.b)
+    pair.b.set_role("secondary")
+    pair.a.start()
+    pair.a.set_role("primary")
+    pair.wait_in_sync(pair.a)
+    assert pair.differing() is None
+    eventually(lambda: not pair.b.dump()["syncing"], "it is complete")
+
+
 def test_stage_that_is_killed_while_nothing_is_under_way_makes_no_target(make_pair: MakePair) -> None:
     pair, _, _ = prepare(make_pair, "memsync")
     with RawClient(pair.a.socket()) as client:
