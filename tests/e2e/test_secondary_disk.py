@@ -246,8 +246,8 @@ def test_what_a_failed_flush_has_lost_is_known_to_be_missing(make_pair: MakePair
 def test_who_could_not_store_that_it_lacks_something_does_when_its_disk_is_well(
     make_pair: MakePair, stays: bool
 ) -> None:
-    """The disk fails the flush, and then the metadata; it is well before the worker ends, or when it does. Forced, it is
-    not taken for one that has everything: the other node is not overwritten."""
+    """The disk fails the flush, and then the metadata; it is well before the worker ends, or when it does. Forced, it
+    is not taken for one that has everything: the other node is not overwritten."""
     pair, disk, _ = prepare(make_pair, "fullsync")
     with RawClient(pair.a.socket()) as client:
         assert client.write(BLOCK, b"cached".ljust(BLOCK, b".")) == 0
