@@ -8,6 +8,7 @@ before it is.
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -307,3 +308,6 @@ class Secondary(Part):
         while self.disk_q:
             self.complete(0)
         self.part()
+        if self.attempts:  # hast.secondary.Secondary._store_now()
+            with suppress(StoreFailed):
+                self.store(self.meta)
