@@ -209,6 +209,7 @@ class Ggate(Part):
             return
         with_secondary = bio.used & 2 and bio.error[1] == 0
         if with_secondary and (mode == ASYNC or (mode == MEMSYNC and bio.received) or not bio.pending & 2):
+            oracle.early.add(op.value)
             return
         oracle.alone[node].add(op.value)
         if not oracle.counted(node):

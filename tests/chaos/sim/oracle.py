@@ -37,6 +37,7 @@ class Oracle:
         self.mixed: list[Any] = [False, False]  # target of a synchronisation that is not complete; its connection
         self.era = [0, 0]  # counts what replaces `may` as a whole
         self.forced = [False, False]  # an administrator has called its data the truth, and the nodes have not met since
+        self.early: set[int] = set()  # acknowledged before the other node's disk had it: `async`, `memsync`
         self.number = 0
 
     # ---- writes ----
@@ -230,12 +231,12 @@ class Oracle:
 
     def gives_up(self, node: int) -> None:
         """It is forced to be primary. What the other node has of what was acknowledged, and this one lacks, is not to
-        be overwritten without a word."""
+        be overwritten without a word; but for what it need not have had, with `async`, or only in memory."""
         here, there = self.disks[node], self.disks[1 - node]
         if here.meta.resuid != there.meta.resuid:
             return
         lo = self.lo[1 - node]
-        if any(lo[s] > here.cur[s] and there.cur[s] >= lo[s] for s in range(self.size)):
+        if any(here.cur[s] < lo[s] <= there.cur[s] and lo[s] not in self.early for s in range(self.size)):
             self.alone[1 - node].add(self.new())
 
     def accept(self, node: int) -> None:
