@@ -16,11 +16,13 @@ import secrets
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from typing import Any
 
 from hast import promotion
 from hast.channel import Channel, Message
 from hast.config import Resource
+from hast.control import Role
 from hast.errors import HastError, SystemCallError, TemporaryError
 from hast.metadata import Metadata
 from hast.spawner import resource_from_dict, resource_to_dict
@@ -33,7 +35,14 @@ def _force(metadata: Metadata) -> Metadata:
     return promotion.forced(metadata, secrets.randbits(64))
 
 
-CHANGES = {"discard": promotion.discarding, "force": _force}
+def _force_lost(metadata: Metadata) -> Metadata:
+    """The same for a secondary that has noted that it lacks something, and could not store it."""
+    if metadata.prevrole is Role.SECONDARY and not metadata.syncing:
+        metadata = replace(metadata, syncing=True, unsaid=True)
+    return _force(metadata)
+
+
+CHANGES = {"discard": promotion.discarding, "force": _force, "force, lost": _force_lost}
 
 
 async def amend(resource: Resource, change: str) -> bool:

@@ -371,8 +371,8 @@ def _accepted(request: Handshake2Request, made: Decision, metadata: Metadata, do
     """What is stored before the answer (invariant 10: a target knows that it is one).
 
     `syncing` ends with the primary's word that it is over. One that is not ours never says it: it counts as over with
-    the next handshake that finds both in sync, and is not begun at all. It is over as well where that finds a primary
-    that is out of date: then nothing has been acknowledged that is not durable here.
+    the next handshake, and is not begun at all. It is over as well where that finds a primary that is out of date: then
+    nothing has been acknowledged that is not durable here.
 
     `unsaid` is set where the primary's localcnt does not say that this node is a target: a handshake in sync, or with
     one of 0, which is raised when that one has heard `virgin` (see first_request).
@@ -382,7 +382,7 @@ def _accepted(request: Handshake2Request, made: Decision, metadata: Metadata, do
         syncing = False
     elif request.hast:
         syncing = syncing or made.target or metadata.unsaid or (doubt and made.outcome is Outcome.IN_SYNC)
-    elif made.outcome is Outcome.IN_SYNC:
+    elif made.outcome is Outcome.IN_SYNC or made.target:
         syncing = False
     resuid = metadata.resuid if made.adopt_resuid is None else made.adopt_resuid
     pair = metadata.pair

@@ -86,7 +86,7 @@ class Primary:
         self.metadata, unrecorded = read_note(self.rundir, self.component, self.metadata)
         unrecorded = unrecorded or isinstance(self.component, AbsentComponent)
         if self.metadata.prevrole is Role.SECONDARY and resource.remote is not None:
-            flush(self.component, self.metadata)
+            self.metadata = flush(self.component, self.metadata, boot.lost(self.rundir, resource.name))
         virgin = self._become_primary()
         self.frontend.choose(left)
         settings = self._settings()

@@ -70,6 +70,7 @@ class Secondary:
         self.component: Component | None = None
         self.metadata: Metadata | None = None
         self.stored = True  # what is on disk is `metadata`
+        self._storing = False  # somebody sees to it that it will be
         self.pipeline: Pipeline | None = None
         self.connected = False
         self.peer = ""
@@ -88,6 +89,8 @@ class Secondary:
         self.component = open_component(resource.name, resource.localpath, resource.directio, True, LOCK_SECONDS, note)
         self.component.on_sync_failure = self._flush_failed
         self.metadata = self.component.read_metadata()
+        if self.metadata.prevrole is Role.PRIMARY and boot.lost(self.rundir, resource.name):
+            boot.forget(note)  # what it has lost as a primary; it is in doubt all the same
         flush(self.component, self.metadata)  # who wrote it may have died before that, and a primary is to rely on it
         self._store(replace(self.metadata, prevrole=Role.SECONDARY))
 
@@ -334,16 +337,12 @@ class Secondary:
         """One of this process has. What the disk has lost then is not durable because the primary's next one succeeds:
         it is copied after the next handshake, which finds this node in doubt (hast/boot.py)."""
         if self.pipeline is None:
-            self._later(self._lacks_in_turn())
+            self._know()
             return
         if self.pipeline.arena is not None:
             self.pipeline.arena.seq.loss = lib.HAST_SEQ_LOSS_TOLD  # before a message can be there
         self.pipeline.flush_failed()
         self.lose("its disk has failed a flush")
-
-    async def _lacks_in_turn(self) -> None:
-        async with self._turn:
-            self._lacks()
 
     async def _lost(self, why: str, pipeline: Pipeline) -> None:
         async with self._turn:
@@ -374,31 +373,38 @@ class Secondary:
         """What was acknowledged because it was here is not on the disk for certain: a stage was killed, or the disk is
         too slow, or has failed a write or a flush. The primary may have it, and may be gone before the next handshake:
         this node is a target from now on (invariant 10), until a handshake or a notice says that it lacks nothing."""
+        boot.spoil(boot.note(self.rundir, self.resource.name))
+        if self._know():
+            self._store_now()
+
+    def _know(self) -> bool:
+        """That it lacks something holds from now on, whether the disk takes it or not: whoever asks for the role is
+        told. It is tried until it is stored. Whether this is news; not where nobody would ever say that it is over."""
         assert self.metadata is not None
-        name = self.resource.name
-        boot.spoil(boot.note(self.rundir, name))
         lacking = replace(self.metadata, syncing=True, unsaid=True)
-        if not self._hast or (lacking == self.metadata and self.stored):
-            return
-        try:
-            self._store(lacking)
-        except HastError as error:
-            log.error("%s", error)
-            self.metadata = lacking
+        if not self._hast or lacking == self.metadata:
+            return False
+        self.metadata, self.stored = lacking, False
+        log.error("%s: what was received last may not be on its disk: this node is incomplete", self.resource.name)
+        if not self._storing:
+            self._storing = True
             self._later(self._store_later())
-        log.error("%s: what was received last may not be on its disk: this node is incomplete", name)
+        return True
 
     async def _store_later(self) -> None:
-        """What could not be stored holds for as long as this worker is there; until then it is tried again."""
         while not self.stored:
             await asyncio.sleep(STORE_SECONDS)
             async with self._turn:
                 self._store_now()
+        self._storing = False
 
     def _store_now(self) -> None:
         if not self.stored and self.metadata is not None:
-            with contextlib.suppress(HastError):
+            try:
                 self._store(self.metadata)
+            except HastError as error:
+                if self._news(str(error)):
+                    log.error("%s", error)
 
     async def _finish(self, pipeline: Pipeline, seconds: float) -> None:
         """With memsync what is in memory here is acknowledged, and perhaps nowhere else any more: a disk that is slow,

@@ -153,8 +153,12 @@ class Supervisor:
 
     async def _force(self) -> None:
         """Give up what the other node has and this one lacks, before there is a worker. Raises HastError."""
-        changed = await amend(self.resource, "force")
-        boot.forget(boot.outdated_note(self._keeping.rundir, self.name))
+        rundir = self._keeping.rundir
+        lost = boot.lost(rundir, self.name)
+        changed = await amend(self.resource, "force, lost" if lost else "force")
+        boot.forget(boot.outdated_note(rundir, self.name))
+        if lost:
+            boot.forget(boot.note(rundir, self.name))
         if changed:
             log.warning(
                 "%s: becomes primary by force with data that is a mix of old and new: the newer data of the other node"

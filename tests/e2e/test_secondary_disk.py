@@ -270,6 +270,55 @@ def test_who_could_not_store_that_it_lacks_something_does_when_its_disk_is_well(
     eventually(lambda: "nique ID mismatch" in pair.b.said() or "plit-brain" in pair.b.said(), "that is found")
 
 
+def test_disk_that_fails_every_flush_holds_up_nothing_but_itself(make_pair: MakePair) -> None:
+    """What it lacks it tries to store, and that fails, and that is no news: it once became more with each try."""
+    pair, disk, _ = prepare(make_pair, "fullsync")
+    disk.fail("flush", errno.EIO)
+    with RawClient(pair.a.socket()) as client:
+        assert client.write(BLOCK, b"cached".ljust(BLOCK, b".")) == 0
+        assert client.do(FLUSH).error == 0
+        eventually(lambda: "this node is incomplete" in pair.b.said(), "it knows")
+    pair.a.kill()
+    log = pair.b.log.read_text()
+    eventually(lambda: pair.b.status()["status"] != "complete", "the connection has ended")
+    refused(pair.b)
+    pair.b.set_role("init")
+    assert "killing it" not in pair.b.said()
+    assert pair.b.log.read_text()[len(log) :].count("\n") < 20
+
+
+def test_loss_that_could_not_be_stored_at_a_promotion_is_known_at_the_next(make_pair: MakePair) -> None:
+    pair, disk, _ = prepare(make_pair, "fullsync")
+    with RawClient(pair.a.socket()) as client:
+        assert client.write(BLOCK, b"cached".ljust(BLOCK, b".")) == 0
+    pair.a.kill()
+    eventually(lambda: "connection from" in pair.b.said(), "the connection has ended")
+    disk.fail("flush", errno.EIO, count=1)
+    disk.fail("write", errno.EIO, within=(0, 4096))
+    assert pair.b.role("primary", check=False).returncode == 74
+    disk.heal()
+    refused(pair.b)
+    assert pair.b.dump()["syncing"]
+    assert pair.b.ctl("role", "-f", "primary", pair.b.name()).returncode == 0
+
+
+def test_primary_that_wrote_alone_and_fails_a_flush_when_it_leaves_may_be_primary_again(make_pair: MakePair) -> None:
+    """Nobody has more than it has."""
+    pair = make_pair({"disk": 16 * MIB}, conf="timeout 4")
+    pair.create()
+    disk = FaultDisk.under(pair.a)
+    pair.start()
+    pair.a.set_role("primary")
+    with RawClient(pair.a.socket()) as client:
+        assert client.write(BLOCK, b"alone".ljust(BLOCK, b".")) == 0
+    disk.fail("flush", errno.EIO, count=1)
+    assert pair.a.role("secondary", check=False).returncode == 74
+    assert "cannot be flushed" in pair.a.said()
+    pair.a.set_role("primary")
+    with RawClient(pair.a.socket()) as client:
+        assert client.read(BLOCK, BLOCK) == b"alone".ljust(BLOCK, b".")
+
+
 def test_flush_that_fails_when_it_is_to_become_primary(make_pair: MakePair) -> None:
     """What it had acknowledged and not flushed is lost then; the disk says so once, and the other node has it."""
     pair, disk, _ = prepare(make_pair, "fullsync")
