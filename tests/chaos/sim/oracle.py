@@ -233,7 +233,7 @@ class Oracle:
         """It is forced to be primary. What the other node has of what was acknowledged, and this one lacks, is not to
         be overwritten without a word; but for what it need not have had, with `async`, or only in memory."""
         here, there = self.disks[node], self.disks[1 - node]
-        if here.meta.resuid != there.meta.resuid:
+        if here.meta.resuid != there.meta.resuid or there.meta.syncing:  # the other one's is given up already
             return
         lo = self.lo[1 - node]
         if any(here.cur[s] < lo[s] <= there.cur[s] and lo[s] not in self.early for s in range(self.size)):
