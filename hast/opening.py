@@ -83,7 +83,7 @@ def flush(component: Component, metadata: Metadata, lost: bool = False) -> Metad
             with contextlib.suppress(HastError):
                 component.write_metadata(target)
         raise
-    if not lost or metadata.syncing:
+    if not lost or metadata.syncing or metadata.resuid == 0:
         return metadata
     component.write_metadata(target)
     return target

@@ -89,8 +89,8 @@ class Secondary:
         self.component = open_component(resource.name, resource.localpath, resource.directio, True, LOCK_SECONDS, note)
         self.component.on_sync_failure = self._flush_failed
         self.metadata = self.component.read_metadata()
-        if self.metadata.prevrole is Role.PRIMARY and boot.lost(self.rundir, resource.name):
-            boot.forget(note)  # what it has lost as a primary; it is in doubt all the same
+        if self.metadata.prevrole is Role.PRIMARY and self.metadata.alone and boot.lost(self.rundir, resource.name):
+            boot.forget(note)  # nobody has more; it is in doubt all the same
         flush(self.component, self.metadata)  # who wrote it may have died before that, and a primary is to rely on it
         self._store(replace(self.metadata, prevrole=Role.SECONDARY))
 
@@ -382,7 +382,7 @@ class Secondary:
         told. It is tried until it is stored. Whether this is news; not where nobody would ever say that it is over."""
         assert self.metadata is not None
         lacking = replace(self.metadata, syncing=True, unsaid=True)
-        if not self._hast or lacking == self.metadata:
+        if not self._hast or (lacking == self.metadata and (self.stored or self._storing)):
             return False
         self.metadata, self.stored = lacking, False
         log.error("%s: what was received last may not be on its disk: this node is incomplete", self.resource.name)
@@ -411,7 +411,8 @@ class Secondary:
         and not slower than `timeout`, gets the time that it needs."""
         if not await pipeline.stop(RECV, seconds=seconds):
             log.error("%s: its disk is too slow: what was received last is not on it", self.resource.name)
-            boot.spoil(boot.note(self.rundir, self.resource.name))
+            # Where the primary was told of none of it, nothing is lacking: then it is only in doubt.
+            (boot.spoil if pipeline.unstored else boot.forget)(boot.note(self.rundir, self.resource.name))
         await pipeline.stop(DISK)
 
     async def reload(self, resource: Resource) -> None:

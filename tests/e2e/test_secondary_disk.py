@@ -18,7 +18,7 @@ from tests.e2e.pair import Pair
 from tests.e2e.test_block_device import stage_pid
 from tests.e2e.test_pair_promotion import refused
 from tests.faultdisk import FaultDisk
-from tests.nbdclient import FLUSH, TRIM, RawClient
+from tests.nbdclient import FLUSH, TRIM, WRITE, RawClient
 
 EXTENT = 2 * MIB
 EXTENTS = 8
@@ -337,6 +337,19 @@ def test_flush_that_fails_when_it_is_to_become_primary(make_pair: MakePair) -> N
     pair.wait_in_sync(pair.a)
     assert pair.differing() is None
     eventually(lambda: not pair.b.dump()["syncing"], "it is complete")
+
+
+def test_disk_that_is_too_slow_lacks_nothing_that_was_acknowledged(make_pair: MakePair) -> None:
+    """fullsync: nobody was told that the write is there."""
+    pair, disk, _ = prepare(make_pair)
+    disk.hang("write")
+    with RawClient(pair.a.socket()) as client:
+        client.start(WRITE, BLOCK, BLOCK, 0, b"n" * BLOCK)
+        eventually(lambda: bool(disk.stats().waiting), "it is with the disk")
+    pair.a.kill()
+    eventually(lambda: "its disk is too slow" in pair.b.said(), "what was received is given up")
+    disk.heal()
+    pair.b.set_role("primary")
 
 
 def test_stage_that_is_killed_while_nothing_is_under_way_makes_no_target(make_pair: MakePair) -> None:

@@ -61,3 +61,25 @@ def test_who_cannot_store_it_says_so_all_the_same(tmp_path: Path) -> None:
     assert boot.lost(tmp_path, CAPTURED.resource)
     node._store(node.metadata)
     assert len(stored) == 2 and stored[1] == node.metadata, "the next one tries again, though it is the same"
+
+
+def test_who_may_have_stored_that_it_is_complete_stores_that_it_is_not(tmp_path: Path) -> None:
+    """The block that says so is on the disk, its flush has failed, and that is what it lacks something by."""
+    stored: list[Metadata] = []
+    target = replace(CAPTURED, pair=Pair(1, 2), syncing=True, unsaid=True)
+
+    def write(metadata: Metadata) -> None:
+        stored.append(metadata)
+        if not metadata.syncing:
+            raise DiskError("no")
+
+    node = lacks(tmp_path, target, write)
+    assert stored == [], "it is on the disk already"
+    with pytest.raises(DiskError):
+        node._store(replace(target, syncing=False))
+
+    async def again() -> None:
+        node._lacks()
+
+    asyncio.run(again())
+    assert stored[-1] == target and node.stored
