@@ -51,6 +51,7 @@ SIZE = 256 * MIB
 WHAT = ("write", "read", "resync")
 FRONTS = ("nbd", "fuse")
 OFTEN = 0.02  # seconds between snapshots in which nothing is to be missing
+TRIES = 5  # of a synchronisation that was over too soon
 Found = dict[str, Any]
 
 
@@ -150,22 +151,48 @@ def run_reads(front: str, depths: Sequence[int], seconds: float) -> Found:
 # ---- a full resynchronisation ----
 
 
+class TooLateError(PerfError):
+    """A small one may be over, on a machine that has other things to do, before anybody has looked at it."""
+
+    def __init__(self) -> None:
+        super().__init__("the synchronisation was over before it could be traced: try a larger --resync-size")
+
+
 def watch(two: Pair, over: Callable[[], bool]) -> tuple[list[Shots], Found]:
     """All of a synchronisation that begins soon, and what it takes of the processors. The secondary's arena is made
     when it is connected."""
     name, arenas = two.a.name(), list[Arena]()
     while len(arenas) != 2:
         if over():
-            raise PerfError("the synchronisation was over before it could be traced")
+            raise TooLateError
         with suppress(HastError):  # its worker is there, and the arena not yet
             arenas = arenas_of(name, two.a.pids(), two.b.pids())
     copied = arenas[0].seq
     clock, before = Clock(name), int(copied.sync_bytes)
     taken = take(arenas, over, OFTEN)
-    used = processors(clock, "128 KiB", (int(copied.sync_bytes) - before) / stream.MESSAGE)
+    count = int(copied.sync_bytes) - before
+    used = processors(clock, "128 KiB", count / stream.MESSAGE) if count else {}
     for arena in arenas:
         arena.close()
+    if not count:
+        raise TooLateError
     return taken, used
+
+
+def watched(two: Pair, size: int) -> tuple[Sequence[float], list[Shots], Found]:
+    """Synchronise all, and watch that: when it began and ended, and the bytes; what was seen. Raises TooLateError."""
+    two.b.stop()
+    resync.full_ahead(two, size)
+    over = Event()
+    # Not the other way round: hastd ends with the thread that has started it.
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch, two, over.is_set)
+        try:
+            timed = resync.timed(two)
+        finally:
+            over.set()
+            two.wait_in_sync(two.a)
+        return timed, *watching.result()
 
 
 def run_resync(size: int) -> Found:
@@ -173,21 +200,16 @@ def run_resync(size: int) -> Found:
         fio.run([Target("nbd", two.a.uri())], fio.FILL, size)
         tcp = stream.rate(size)
         plain = resync.one(two, size, full=True, loaded=False)
-        two.b.stop()
-        resync.full_ahead(two, size)
-        over = Event()
-        # Not the other way round: hastd ends with the thread that has started it.
-        with ThreadPoolExecutor(1) as pool:
-            watching = pool.submit(watch, two, over.is_set)
-            try:
-                began, ended, copied = resync.timed(two)
-            finally:
-                over.set()
-            taken, used = watching.result()
-        two.wait_in_sync(two.a)
+        seen: list[hops.Stamps] = []
+        for _ in range(TRIES):
+            with suppress(TooLateError):
+                (began, ended, copied), taken, used = watched(two, size)
+                nodes = [events_of(shots) for shots in taken]
+                if seen := chunks.join(*nodes):
+                    break
+        if not seen:
+            raise TooLateError
         compare(two, "disk")
-    nodes = [events_of(shots) for shots in taken]
-    seen = chunks.join(*nodes)
     return {
         "chunks": len(seen),
         "hops": [bar.data() for bar in hops.bars(seen, chunks.HOPS, chunks.WHOLE)],
