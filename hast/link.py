@@ -20,16 +20,16 @@ from typing import Any
 
 from hast import peering
 from hast.config import Resource
-from hast.connect import Established, Route, connect, connect_patiently, tell
+from hast.connect import Established, connect, connect_patiently
 from hast.errors import DiskError, HastError, TemporaryError
 from hast.ffi import _hast
 from hast.handshake import Agreement, RefusedError
 from hast.messages import MISMATCH_ADVICE, SPLIT_BRAIN_ADVICE, SyncSource
 from hast.metadata import Metadata
-from hast.notice import AHEAD, SYNCED
 from hast.peering import Peering
 from hast.pipeline import Pipeline
 from hast.stages.context import GGATE
+from hast.telling import Session, Telling
 
 log = logging.getLogger(__name__)
 lib = _hast.lib
@@ -38,7 +38,6 @@ STORE_SECONDS = 1.0  # between attempts to store that both nodes are in sync
 PART_SECONDS = 30.0  # for the ggate stage to take note of a connection's end
 FIRST_SECONDS = 1.0  # for the first attempt, before the primary starts alone; longer while the peer says `wait`
 AGAIN_SECONDS = 0.5  # the same, after a stage of ours has died
-LAST_SECONDS = 1.0  # for the secondary to hear that both are in sync, before a primary ends
 MODES = {
     "fullsync": lib.HAST_MODE_FULLSYNC,
     "memsync": lib.HAST_MODE_MEMSYNC,
@@ -81,15 +80,6 @@ class Owner:
     superseded: Callable[[Agreement, Metadata], bool]
 
 
-@dataclass(frozen=True)
-class Session:
-    """What is known of the connection in force, for notices: how the secondary is reached, and that it takes them."""
-
-    route: Route
-    token: bytes
-    hast: bool
-
-
 class Link:
     """The connection and who makes it. What follows from what is in hast/peering.py, here it is carried out."""
 
@@ -104,12 +94,10 @@ class Link:
         self._was_syncing = False  # before the handshake in force
         self._said: set[str] = set()  # why there is no connection, since there was one
         self._keeper: asyncio.Task[None] | None = None
-        self._session: Session | None = None
+        self.telling = Telling(self)
         self._agreement: Agreement | None = None  # of the connection in force
         self._unstored: asyncio.TimerHandle | None = None  # "in sync" is to be stored
         self._failing = False  # the last connection was lost by what the secondary did, or did not do
-        self._teller: asyncio.Task[None] | None = None  # says that the synchronisation is complete
-        self._told = asyncio.Event()  # it has been heard, in the connection in force
 
     # ---- making it ----
 
@@ -251,7 +239,6 @@ class Link:
                 "conn": self._settings() | {"foreign": not agreement.hast},
             }
             self._lost.clear()
-            self._told.clear()
             self._failing = False
             with _memory(resource.name, agreement.map or b"") as map_fd:
                 fds = (map_fd, made.incoming.fileno(), made.out.fileno())
@@ -265,7 +252,7 @@ class Link:
         finally:
             made.close()
         self._said.clear()
-        self._session = Session(made.route, agreement.token, agreement.hast)
+        self.telling.begin(Session(made.route, agreement.token, agreement.hast))
         self._agreement = agreement
 
     def _remember_blank(self) -> None:
@@ -358,7 +345,7 @@ class Link:
         if "syncdone" in hooks:
             log.info("%s: synchronisation complete", self.owner.resource.name)
         self._run(hooks)
-        self._tell_synced()
+        self.telling.synced()
 
     def when_in_sync(self) -> Metadata:
         """What was to be stored when both nodes were, and could not be."""
@@ -368,7 +355,7 @@ class Link:
         """It is stored now, if with the addition that the local component has failed since."""
         self.peering, _, hooks = peering.in_sync(self.peering, self.owner.metadata())
         self._run(hooks)
-        self._tell_synced()
+        self.telling.synced()
 
     def in_sync_later(self) -> None:
         """It could not be stored yet."""
@@ -390,13 +377,13 @@ class Link:
     @property
     def session(self) -> Session | None:
         """The connection in force, for who has to know later whether it is the same."""
-        return self._session
+        return self.telling.session
 
     @property
     def in_use(self) -> bool:
         """The sequencer has been given a connection, and its end has not been carried out: what was agreed on with the
         secondary has to stay true."""
-        return self._session is not None
+        return self.session is not None
 
     def outdated(self) -> None:
         """The secondary takes the place of the local component, which has failed."""
@@ -454,90 +441,31 @@ class Link:
         self._parted.set()
 
     def _down(self, lasted: float = 0.0) -> None:
-        self._up, self._session, self._agreement = False, None, None
+        self._up, self._agreement = False, None
         self.apart()
-        if self._teller is not None:
-            self._teller.cancel()
-            self._teller = None
+        self.telling.end()
         self.peering, hooks = peering.lost(self.peering, lasted)
         self._run(hooks)
         self.owner.lonely(self._failing)
 
-    # ---- what the secondary is told beside the connection ----
-
-    async def notify(self, word: str) -> None:
-        """Give the secondary a notice, within `timeout` seconds: it has stored what follows from it when this returns.
-
-        Raises HastError: it has not, or nobody knows whether it has. In the latter case "ahead" ends the connection:
-        the next handshake says what the secondary's counters are. Also when it has, and that connection is gone then:
-        without it this node may have gone its own way, and the next handshake has said, or says, what is true.
-        """
-        session, name = self._session, self.owner.resource.name
-        if session is None or not session.hast:
-            raise TemporaryError(f"{name}: no secondary that takes notices is connected")
-        if word == AHEAD and not peering.may_say_ahead(self.peering, self.owner.metadata()):
-            raise TemporaryError(f"{name}: the secondary is not up to date itself")
-        try:
-            pair = await tell(self.owner.resource, session.route, session.token, word)
-        except RefusedError:
-            raise
-        except BaseException:
-            if word == AHEAD and self._session is session:
-                self.lose("nobody knows what it has stored")
-            raise
-        if word == AHEAD and self._session is not session:
-            raise TemporaryError(f"{name}: the connection was lost while the secondary was asked")
-        if pair is not None and self._session is session:
-            self.peering = peering.said_ahead(self.peering, pair)
-
-    def _tell_synced(self) -> None:
-        """So that the secondary may become primary (invariant 10)."""
-        session = self._session
-        if session is not None and session.hast and self.peering.connected and self._teller is None:
-            self._teller = asyncio.get_running_loop().create_task(self._keep_telling())
-
-    async def _keep_telling(self) -> None:
-        """Until it has heard it, or the connection is lost: the next one finds both in sync, and says it again."""
-        pause, said = peering.SHORTEST_PAUSE, False
-        while True:
-            try:
-                await self.notify(SYNCED)
-                self._told.set()
-                return
-            except HastError as error:
-                if not said:
-                    log.warning("%s; trying again", error)
-                said = True
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, peering.LONGEST_PAUSE)
-
     # ---- end ----
-
-    async def settle(self) -> None:
-        """Before an end that was asked for: a secondary that has everything, or lacked nothing when it joined, is to
-        know it, so that it may become primary. Waits LAST_SECONDS at most."""
-        session = self._session
-        if session is None or not session.hast or self.peering.phase is not peering.Phase.CONNECTED:
-            return
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._told.wait(), LAST_SECONDS)
 
     async def stop(self) -> None:
         """Give the connection up; the pipeline goes on without it."""
         self._lost.set()  # should the local component fail now, the secondary cannot stand in for it
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait([self._keeper])
-            self._keeper = None
+        await self._stop_keeping()
         if self._up:
             await self._take_down()
 
-    async def pause(self) -> None:
-        """Stop keeping the connection; the pipeline is being taken down."""
+    async def _stop_keeping(self) -> None:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
             self._keeper = None
+
+    async def pause(self) -> None:
+        """Stop keeping the connection; the pipeline is being taken down."""
+        await self._stop_keeping()
         self._down()
 
     async def resume(self, at_once: bool = False) -> None:

@@ -25,11 +25,12 @@ from hast import boot
 from hast.component import AbsentComponent, Component, open_component
 from hast.config import Resource
 from hast.errors import DataError, HastError, TemporaryError
-from hast.link import Link, Session
+from hast.link import Link
 from hast.metadata import Metadata
 from hast.notice import AHEAD
 from hast.pipeline import Pipeline
 from hast.stages.context import GGATE
+from hast.telling import Session
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class Outage:
         unstored: nor did it take that both nodes were in sync, before."""
         name, before = self.owner.resource.name, self.owner.metadata
         try:
-            await link.notify(AHEAD)
+            await link.telling.notify(AHEAD)
             if self.owner.metadata != before:
                 link.lose("its counters changed while the secondary was asked")
                 raise TemporaryError(f"{name}: counters changed while the secondary was asked")

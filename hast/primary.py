@@ -408,7 +408,7 @@ class Primary:
                 except HastError as error:  # main sees to it; the rest ends in good order
                     log.error("%s", error)
             if self.link is not None and not leave:
-                await self.link.settle()
+                await self.link.telling.settle()
             if self.pipeline is not None:
                 if not abandoned:
                     await self._stop_stages(leave)

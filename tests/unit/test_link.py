@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hast import link as link_module
-from hast import peering
+from hast import peering, telling
 from hast.config import Resource
 from hast.connect import Established
 from hast.control import Role
@@ -149,7 +149,7 @@ def test_answer_that_comes_when_its_connection_is_gone_changes_nothing(
         async def tell(*_: object) -> Pair:
             return await asyncio.shield(answer)
 
-        monkeypatch.setattr(link_module, "tell", tell)
+        monkeypatch.setattr(telling, "tell", tell)
         primary.component = Takes()
         primary.connect(Pair(1, 1), SyncSource.PRIMARY, hast=True)
         primary.link.sequencer(lib.HAST_SEQ_CONNECTED, 0)
