@@ -17,9 +17,10 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from hast import promotion
+from hast import boot, promotion
 from hast.channel import Channel, Message
 from hast.config import Resource
 from hast.control import Role
@@ -37,7 +38,7 @@ def _force(metadata: Metadata) -> Metadata:
 
 def _force_lost(metadata: Metadata) -> Metadata:
     """The same for a secondary that has noted that it lacks something, and could not store it."""
-    if metadata.prevrole is Role.SECONDARY and not metadata.syncing:
+    if metadata.prevrole is Role.SECONDARY and not metadata.syncing and metadata.resuid != 0:
         metadata = replace(metadata, syncing=True, unsaid=True)
     return _force(metadata)
 
@@ -45,10 +46,10 @@ def _force_lost(metadata: Metadata) -> Metadata:
 CHANGES = {"discard": promotion.discarding, "force": _force, "force, lost": _force_lost}
 
 
-async def amend(resource: Resource, change: str) -> bool:
+async def amend(resource: Resource, rundir: Path, change: str) -> bool:
     """Make one of CHANGES; whether that has changed anything. Raises HastError; nothing has changed then, or what was
     asked for has."""
-    ours, process = _start(resource, change)
+    ours, process = _start(resource, rundir, change)
     try:
         async with asyncio.timeout(DISK_SECONDS):
             received = await ours.arecv()
@@ -68,7 +69,7 @@ async def amend(resource: Resource, change: str) -> bool:
     return bool(answer["changed"])
 
 
-def _start(resource: Resource, change: str) -> tuple[Channel, subprocess.Popen[bytes]]:
+def _start(resource: Resource, rundir: Path, change: str) -> tuple[Channel, subprocess.Popen[bytes]]:
     """The process, and where it says what has come of it: all that it has of hastd. Raises SystemCallError."""
     ours, theirs = Channel.pair(f"{resource.name}: changing its metadata")
     settings = {
@@ -76,6 +77,7 @@ def _start(resource: Resource, change: str) -> tuple[Channel, subprocess.Popen[b
         "channel": theirs.fileno(),
         "resource": resource_to_dict(resource),
         "change": change,
+        "note": str(boot.note(rundir, resource.name)),
     }
     program = (
         "import json, sys; settings = json.loads(sys.argv.pop()); sys.path[:] = settings['path']\n"
@@ -108,17 +110,17 @@ def main(settings: dict[str, Any]) -> None:
     setproctitle(f"hastd: {resource.name}: metadata")
     answer: Message
     try:
-        answer = {"changed": change_component(resource, settings["change"])}
+        answer = {"changed": change_component(resource, settings["change"], Path(settings["note"]))}
     except HastError as error:
         answer = {"error": str(error), "code": error.exit_code}
     Channel.from_fd(settings["channel"]).send(answer)
 
 
-def change_component(resource: Resource, change: str) -> bool:
-    """amend(), with all that may hang."""
+def change_component(resource: Resource, change: str, note: Path) -> bool:
+    """amend(), with all that may hang. note: where a flush that fails is noted (hast/boot.py)."""
     from hast.component import open_component  # the C part: hastd's main process does without it
 
-    component = open_component(resource.name, resource.localpath, resource.directio, wait=LOCK_SECONDS)
+    component = open_component(resource.name, resource.localpath, resource.directio, wait=LOCK_SECONDS, note=note)
     try:
         before = component.read_metadata()
         after = CHANGES[change](before)

@@ -61,6 +61,7 @@ def remember(rundir: Path, name: str) -> None:
         _replace(path, BOOT_ID.read_bytes())
     except OSError as error:
         log.debug("%s: cannot write %s: %s", name, path, error.strerror)
+        forget(path)  # what it says is of before
     forget(outdated_note(rundir, name))
 
 

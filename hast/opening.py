@@ -73,13 +73,14 @@ def read_note(rundir: Path, component: Component, metadata: Metadata) -> tuple[M
 def flush(component: Component, metadata: Metadata, lost: bool = False) -> Metadata:
     """Before a role is taken; the metadata that hold. A disk that fails it has lost something, may not say so again,
     and the other node may have it: so this one is a target from then on. lost: it has failed one before, or has lost
-    what was received, which could not be stored. A primary that wrote alone has nobody who has more. Raises DiskError.
+    what was received, which could not be stored. A primary that wrote alone has nobody who has more, nor has a
+    component that was never used. Raises DiskError.
     """
     target = replace(metadata, syncing=True, unsaid=True, prevrole=Role.SECONDARY)
     try:
         component.flush()
     except DiskError:
-        if not (metadata.prevrole is Role.PRIMARY and metadata.alone):
+        if metadata.resuid != 0 and not (metadata.prevrole is Role.PRIMARY and metadata.alone):
             with contextlib.suppress(HastError):
                 component.write_metadata(target)
         raise

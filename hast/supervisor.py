@@ -3,7 +3,8 @@
 Invariants:
 - Role changes of a resource happen one at a time; a resource has at most one worker.
 - The role is what is true, not what is wished for: it changes when a worker says that it serves, and falls
-  back to init when a worker cannot go on. Every change of it runs the hook and is a live event.
+  back to init when a worker cannot go on. Every change of it runs the hook and is a live event. Who fails to change
+  between primary and secondary for a reason that may pass is secondary, and is told so by an error.
 - A worker that was serving and was killed, or ended for a reason that may pass, is started again, at
   intervals that grow; the role stays. A primary whose disk, or system, refuses what it did before has `timeout` for
   that, because clients wait; a secondary has all the time. Every end of a worker is logged in words.
@@ -137,14 +138,22 @@ class Supervisor:
                 self._keeper = asyncio.get_running_loop().create_task(self._keep(worker, role))
         except HastError as error:
             self._log_unless_said(error)
-            if previous is Role.SECONDARY and str(error) == target_text(self.name):
-                # Its worker did not say so in its time to answer, or there was none. It goes on as it would have then.
-                self._keeper = asyncio.get_running_loop().create_task(self._start_anew(previous, str(error)))
-            else:
-                await self._give_up()
+            await self._fall_back(role, previous, error)
             return RoleEntry(self.name, error.exit_code, errmsg=str(error))
         self._enter(role)
         return RoleEntry(self.name, role=previous.text)
+
+    async def _fall_back(self, wished: Role, previous: Role, error: HastError) -> None:
+        """A role could not be taken. Who was secondary goes on being it, and who was primary and is not to be it any
+        more is secondary, as soon as its disk lets it: the other node is without a second copy until then, and who has
+        asked may not ask again. Else, or where no attempt can help, the role is init."""
+        # A target's worker may not have said so in its time to answer, or there was none.
+        may_pass = str(error) == target_text(self.name) or self._may_pass(error, Role.SECONDARY, 0)
+        if not may_pass or Role.INIT in (wished, previous) or wished is previous:
+            await self._give_up()
+            return
+        self._enter(Role.SECONDARY)
+        self._keeper = asyncio.get_running_loop().create_task(self._start_anew(Role.SECONDARY, str(error)))
 
     async def _is_target(self) -> bool:
         """Whether the worker that there is says so."""
@@ -155,7 +164,7 @@ class Supervisor:
         """Give up what the other node has and this one lacks, before there is a worker. Raises HastError."""
         rundir = self._keeping.rundir
         lost = boot.lost(rundir, self.name)
-        changed = await amend(self.resource, "force, lost" if lost else "force")
+        changed = await amend(self.resource, rundir, "force, lost" if lost else "force")
         boot.forget(boot.outdated_note(rundir, self.name))
         if lost:
             boot.forget(boot.note(rundir, self.name))
@@ -182,7 +191,7 @@ class Supervisor:
                 f" {self.name}' before, or discard those of the other node"
             )
         if self.role is Role.INIT:
-            await amend(self.resource, "discard")
+            await amend(self.resource, self._keeping.rundir, "discard")
             return
         answer = await self._worker.ask("discard") if self._worker is not None else None
         if answer is None:
