@@ -37,8 +37,9 @@ def _force(metadata: Metadata) -> Metadata:
 
 
 def _force_lost(metadata: Metadata) -> Metadata:
-    """The same for a secondary that has noted that it lacks something, and could not store it."""
-    if metadata.prevrole is Role.SECONDARY and not metadata.syncing and metadata.resuid != 0:
+    """The same for a component that is noted to lack something, which could not be stored (hast/opening.py)."""
+    whole = metadata.resuid == 0 or (metadata.prevrole is Role.PRIMARY and metadata.alone)
+    if not metadata.syncing and not whole:
         metadata = replace(metadata, syncing=True, unsaid=True)
     return _force(metadata)
 

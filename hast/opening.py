@@ -9,7 +9,6 @@ Invariants:
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -70,21 +69,24 @@ def read_note(rundir: Path, component: Component, metadata: Metadata) -> tuple[M
     return known, False
 
 
-def flush(component: Component, metadata: Metadata, lost: bool = False) -> Metadata:
+def flush(component: Component, metadata: Metadata, rundir: Path, lost: bool = False) -> Metadata:
     """Before a role is taken; the metadata that hold. A disk that fails it has lost something, may not say so again,
     and the other node may have it: so this one is a target from then on. lost: it has failed one before, or has lost
     what was received, which could not be stored. A primary that wrote alone has nobody who has more, nor has a
-    component that was never used. Raises DiskError.
+    component that was never used. Raises DiskError; what could not be stored then is noted in rundir.
     """
+    whole = metadata.resuid == 0 or (metadata.prevrole is Role.PRIMARY and metadata.alone)
     target = replace(metadata, syncing=True, unsaid=True, prevrole=Role.SECONDARY)
     try:
         component.flush()
     except DiskError:
-        if metadata.resuid != 0 and not (metadata.prevrole is Role.PRIMARY and metadata.alone):
-            with contextlib.suppress(HastError):
+        if not whole:
+            try:
                 component.write_metadata(target)
+            except HastError:
+                boot.outdate(rundir, metadata.resource, metadata.resuid)
         raise
-    if not lost or metadata.syncing or metadata.resuid == 0:
+    if not lost or metadata.syncing or whole:
         return metadata
     component.write_metadata(target)
     return target

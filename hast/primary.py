@@ -82,16 +82,19 @@ class Primary:
         resource, left = self.resource, orders.get("device")
         self.frontend.adopt(left, fds)
         note = boot.note(self.rundir, resource.name)
-        self.component, self.metadata = open_primary(resource, self.rundir, bool(orders.get("again")))
+        again = bool(orders.get("again"))
+        self.component, self.metadata = open_primary(resource, self.rundir, again)
         self.metadata, unrecorded = read_note(self.rundir, self.component, self.metadata)
         unrecorded = unrecorded or isinstance(self.component, AbsentComponent)
-        if self.metadata.prevrole is Role.SECONDARY and resource.remote is not None:
-            self.metadata = flush(self.component, self.metadata, boot.lost(self.rundir, resource.name))
+        role = self.metadata.prevrole
+        outdated = self.metadata.syncing and role is Role.PRIMARY  # and served by the other node
+        if resource.remote is not None and not outdated and (role is Role.SECONDARY or not again):
+            self.metadata = flush(self.component, self.metadata, self.rundir, boot.lost(self.rundir, resource.name))
         virgin = self._become_primary()
         self.frontend.choose(left)
         settings = self._settings()
         if boot.lost(self.rundir, resource.name):
-            if orders.get("again") and not self.metadata.syncing:
+            if again and not self.metadata.syncing:
                 # The worker before this one may have died before clients were told. Where it is known that the
                 # component is out of date, what it has lost is read from the secondary, and copied.
                 settings = replace(settings, disk=replace(settings.disk, sync_error=errno.EIO))

@@ -91,7 +91,8 @@ class Secondary:
         self.metadata = self.component.read_metadata()
         if self.metadata.prevrole is Role.PRIMARY and self.metadata.alone and boot.lost(self.rundir, resource.name):
             boot.forget(note)  # nobody has more; it is in doubt all the same
-        flush(self.component, self.metadata)  # who wrote it may have died before that, and a primary is to rely on it
+        # Who wrote it may have died before that, and a primary is to rely on it.
+        flush(self.component, self.metadata, self.rundir)
         self._store(replace(self.metadata, prevrole=Role.SECONDARY))
 
     def ready_message(self) -> dict[str, Any]:

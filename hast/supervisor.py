@@ -152,6 +152,7 @@ class Supervisor:
         if not may_pass or Role.INIT in (wished, previous) or wished is previous:
             await self._give_up()
             return
+        await self._keeping.remove(self.name)
         self._enter(Role.SECONDARY)
         self._keeper = asyncio.get_running_loop().create_task(self._start_anew(Role.SECONDARY, str(error)))
 
@@ -163,8 +164,12 @@ class Supervisor:
     async def _force(self) -> None:
         """Give up what the other node has and this one lacks, before there is a worker. Raises HastError."""
         rundir = self._keeping.rundir
-        lost = boot.lost(rundir, self.name)
-        changed = await amend(self.resource, rundir, "force, lost" if lost else "force")
+        lost = boot.lost(rundir, self.name) or boot.outdated_note(rundir, self.name).exists()
+        try:
+            changed = await amend(self.resource, rundir, "force, lost" if lost else "force")
+        except HastError:
+            log.warning("%s: that it is forced to be primary may have been stored all the same", self.name)
+            raise
         boot.forget(boot.outdated_note(rundir, self.name))
         if lost:
             boot.forget(boot.note(rundir, self.name))

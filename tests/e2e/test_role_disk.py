@@ -6,12 +6,15 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
+import pytest
+
 from tests.e2e.node import MIB, eventually
 from tests.e2e.pair import Pair, PairNode
 from tests.faultdisk import FaultDisk
 from tests.nbdclient import RawClient
 
 BLOCK = 4096
+TEXT = b"cached".ljust(BLOCK, b".")
 EX_IOERR = 74
 EX_UNAVAILABLE = 69
 
@@ -27,7 +30,7 @@ def primary_lost(make_pair: MakePair) -> tuple[Pair, FaultDisk]:
     pair.roles(pair.a)
     pair.wait_in_sync(pair.a)
     with RawClient(pair.a.socket()) as client:
-        assert client.write(BLOCK, b"cached".ljust(BLOCK, b".")) == 0
+        assert client.write(BLOCK, TEXT) == 0
     pair.a.kill()
     eventually(lambda: "connection from" in pair.b.said(), "the connection has ended")
     return pair, disk
@@ -40,7 +43,7 @@ def mended(pair: Pair) -> None:
     pair.wait_in_sync(pair.a)
     eventually(lambda: not pair.b.dump()["syncing"], "it is complete")
     with RawClient(pair.a.socket()) as client:
-        assert client.read(BLOCK, BLOCK) == b"cached".ljust(BLOCK, b".")
+        assert client.read(BLOCK, BLOCK) == TEXT
     assert pair.differing() is None
 
 
@@ -79,6 +82,73 @@ def test_primary_that_fails_a_flush_when_it_is_demoted_is_a_secondary(make_pair:
     assert pair.a.status()["role"] == "secondary"
     pair.b.set_role("primary")
     pair.wait_in_sync(pair.b)
+    assert pair.differing() is None
+
+
+@pytest.mark.parametrize("role", ["secondary", "init"])
+@pytest.mark.parametrize("force", [False, True], ids=["", "forced"])
+def test_demotion_whose_loss_could_not_be_stored_is_known_at_the_next_promotion(
+    make_pair: MakePair, role: str, force: bool
+) -> None:
+    """It was primary, says its disk: the other one has what it has lost, and it must not be copied over that."""
+    pair = make_pair({"disk": 16 * MIB}, conf="timeout 4", hooks=True)
+    pair.create()
+    disk = FaultDisk.under(pair.a)
+    pair.start()
+    pair.roles(pair.a)
+    pair.wait_in_sync(pair.a)
+    start = int(pair.a.dump()["localoff"])
+    with RawClient(pair.a.socket()) as client:
+        assert client.write(BLOCK, TEXT) == 0
+    disk.fail("flush", errno.EIO)
+    disk.fail("write", errno.EIO, within=(0, 4096))
+    role_fails(pair.a, "secondary")
+    pair.a.set_role(role)
+    with disk.backing.open("r+b") as file:  # what it has lost
+        file.seek(start + BLOCK)
+        file.write(bytes(BLOCK))
+    if role == "init":
+        disk.heal()
+    if force:
+        disk.heal()
+        pair.a.set_role("init")
+        assert pair.a.ctl("role", "-f", "primary", pair.a.name()).returncode == 0
+        eventually(lambda: "nothing in common" in pair.a.said(), "the nodes find that both have something of their own")
+        return
+    if pair.a.role("primary", check=False).returncode == 0:  # what it lacks is read from the other one
+        with RawClient(pair.a.socket()) as client:
+            assert client.read(BLOCK, BLOCK) == TEXT
+        pair.a.role("secondary", check=False)  # that its disk refuses
+    disk.heal()
+    pair.b.set_role("primary")
+    pair.wait_in_sync(pair.b)
+    with RawClient(pair.b.socket()) as client:
+        assert client.read(BLOCK, BLOCK) == TEXT
+    assert pair.differing() is None
+
+
+def test_primary_that_fails_a_flush_when_it_is_started_anew_lacks_what_the_other_one_has(make_pair: MakePair) -> None:
+    pair = make_pair({"disk": 16 * MIB}, conf="timeout 4")
+    pair.create()
+    disk = FaultDisk.under(pair.a)
+    pair.start()
+    pair.roles(pair.a)
+    pair.wait_in_sync(pair.a)
+    start = int(pair.a.dump()["localoff"])
+    with RawClient(pair.a.socket()) as client:
+        assert client.write(BLOCK, TEXT) == 0
+    pair.a.set_role("init")
+    disk.fail("flush", errno.EIO, count=1)
+    role_fails(pair.a, "primary")
+    with disk.backing.open("r+b") as file:
+        file.seek(start + BLOCK)
+        file.write(bytes(BLOCK))
+    assert pair.a.role("primary", check=False).returncode == EX_UNAVAILABLE
+    pair.a.set_role("secondary")
+    pair.b.set_role("primary")
+    pair.wait_in_sync(pair.b)
+    with RawClient(pair.b.socket()) as client:
+        assert client.read(BLOCK, BLOCK) == TEXT
     assert pair.differing() is None
 
 

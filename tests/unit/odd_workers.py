@@ -32,6 +32,9 @@ def run(channel: Channel, resource: Resource, role: str, rundir: Path) -> int:
         raise NoInputError(f"{resource.name}: component {resource.localpath} does not exist")
     if what == "crash":
         raise RuntimeError("a defect")
+    if what == "holder" and role == "primary":  # there is a block device, and it dies before it serves that
+        channel.send({"event": "device", "device": {"mount": "/nowhere"}}, (os.open("/dev/null", os.O_RDWR),))
+        os.kill(os.getpid(), signal.SIGKILL)
     if what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "stubborn":

@@ -89,6 +89,20 @@ def test_worker_that_cannot_start(scene: Scene, name: str, message: str, code: i
     assert scene.told == []
 
 
+def test_block_device_of_a_promotion_that_has_failed_is_let_go(scene: Scene) -> None:
+    """Whoever opens it would wait for a worker that is none."""
+
+    async def body() -> None:
+        supervisor = scene.supervisor("holder")
+        await supervisor.set_role(Role.SECONDARY)
+        assert (await supervisor.set_role(Role.PRIMARY)).error == os.EX_TEMPFAIL
+        assert scene.devices == ["holder"] and scene.keeping.devices() == set()
+        assert supervisor.role is Role.SECONDARY
+        await supervisor.close()
+
+    scene.run(body)
+
+
 def test_last_words_are_heard_however_late(scene: Scene) -> None:
     """Main hears at once that the worker has ended, and all that it had to say before."""
 

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from hast.config import Resource, parse
 from hast.control import Role
@@ -29,11 +30,21 @@ class Scene:
     def __init__(self, tmp_path: Path) -> None:
         self.rundir = RunDirectory(str(tmp_path / "run"))
         self.told: list[tuple[str, ...]] = []
-        self.workforce = Workforce(self.rundir, True, 0, lambda _, args: None, "tests.unit.odd_workers")
+        self.devices: list[str] = []  # that there have been
         self.keeping = Keeping(self.rundir.path)
+        self.workforce = Workforce(
+            self.rundir, True, 0, lambda _, args: None, "tests.unit.odd_workers", on_device=self._device
+        )
 
     def supervisor(self, name: str) -> Supervisor:
         return Supervisor(resource(name), self.workforce, self._role, lambda *args, **details: None, self.keeping)
+
+    def _device(self, resource: Resource, device: dict[str, Any], fd: int) -> None:
+        if fd >= 0:
+            self.devices.append(resource.name)
+            self.keeping.device(resource.name, device, fd)
+        else:
+            self.keeping.release(resource.name)
 
     def _role(self, resource: Resource, old: Role, new: Role) -> None:
         self.told.append((resource.name, old.text, new.text))
