@@ -142,13 +142,15 @@ class World:
 
     # ---- roles ----
 
-    def start_role(self, node: int, role: str, force: bool = False) -> bool:
-        """hastd starts a worker. False when it refuses."""
+    def start_role(self, node: int, role: str, force: bool = False, again: bool = False) -> bool:
+        """hastd starts a worker. again: the role is not new. False when it refuses."""
         if self.tells:
             self.say(f"{self.name(node)}: becomes {role}{' by force' if force else ''}")
         self.counts[f"start {role}"] += 1
-        if force and not self.force(node):
-            return False
+        if force:
+            self.force(node)
+        if not self.flushed(node, role, again):
+            return True
         part: Primary | Secondary
         if role == "secondary":
             part = Secondary(self, node)
@@ -170,13 +172,46 @@ class World:
             self.promoted(node, before)
         return True
 
-    def force(self, node: int) -> bool:
+    def flushed(self, node: int, role: str, again: bool) -> bool:
+        """hast.opening.flush(): whether the disk has done it; else there is no worker. What it has lost then, and the
+        other node may have, must not be what a client is shown."""
+        disk, fate = self.disks[node], self.fate
+        meta = disk.meta
+        primary = meta.prevrole is Role.PRIMARY
+        if role == "primary" and ((meta.syncing and primary) or (again and primary)):
+            return True
+        if not self.fails_flush[node] or not fate.chance(12):
+            return True
+        self.counts["flush for a role failed"] += 1
+        lost = disk.flush_failed(disk.mark(), fate)
+        if self.whole(node):
+            self.oracle.lost(node, lost)
+        else:
+            self.doubt[node] = True
+            target = replace(meta, syncing=True, unsaid=True, prevrole=Role.SECONDARY)
+            if self.dead == node or (self.fails_meta[node] and fate.draw(2)):
+                disk.meta_failed(target, fate)
+                self.outdated[node] = True
+            else:
+                disk.put_meta(target)
+        self.soften()
+        return False
+
+    def whole(self, node: int) -> bool:
+        """Nobody has more than this node's component (hast/opening.py)."""
+        meta = self.disks[node].meta
+        return meta.resuid == 0 or (meta.prevrole is Role.PRIMARY and meta.alone)
+
+    def force(self, node: int) -> None:
         """`hastctl role -f primary`, before the worker starts."""
         disk = self.disks[node]
+        before = disk.meta
         if self.outdated[node]:
             self.outdated[node] = False
             self.oracle.accept(node)
-        after = promotion.forced(disk.meta, self.new_resuid())
+            if not (before.syncing or self.whole(node)):
+                before = replace(before, syncing=True, unsaid=True)
+        after = promotion.forced(before, self.new_resuid())
         if after != disk.meta:
             disk.settle()
             self.oracle.gives_up(node)
@@ -184,7 +219,6 @@ class World:
             self.oracle.accept(node)
             self.oracle.alone[node].add(self.oracle.new())
             self.counts["forced"] += 1
-        return True
 
     def promoted(self, node: int, before: Metadata) -> None:
         """What this node has is going to be shown to clients (a), (invariant 10)."""
@@ -247,7 +281,7 @@ class World:
         again = list(part.ops.values()) if part.role == "primary" else []
         part.die()
         self.parts[node] = None
-        self.start_role(node, part.role)
+        self.start_role(node, part.role, again=True)
         new = self.parts[node]
         if new is not None and new.role == "primary":
             new.ill = part.ill and not well and not new.meta.syncing
