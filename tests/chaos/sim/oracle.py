@@ -165,6 +165,12 @@ class Oracle:
             self.lower(node, s, best if served else here[s])
             self.lower(1 - node, s, best)
 
+    def lost_alone(self, node: int, sectors: Iterable[int], whole: bool) -> None:
+        """The same, in no role. It has to show what the other node was acknowledged to have, unless it is the whole."""
+        here, there = self.disks[node].cur, self.lo[1 - node]
+        for s in sectors:
+            self.lower(node, s, here[s] if whole else max(here[s], there[s]))
+
     def lower(self, node: int, s: int, value: int) -> None:
         value = max(value, self.dlo[node][s])
         if self.lo[node][s] > value:

@@ -184,9 +184,9 @@ class World:
             return True
         self.counts["flush for a role failed"] += 1
         lost = disk.flush_failed(disk.mark(), fate)
-        if self.whole(node):
-            self.oracle.lost(node, lost)
-        else:
+        whole = self.whole(node)
+        self.oracle.lost_alone(node, lost, whole)
+        if not whole:
             self.doubt[node] = True
             target = replace(meta, syncing=True, unsaid=True, prevrole=Role.SECONDARY)
             if self.dead == node or (self.fails_meta[node] and fate.draw(2)):
