@@ -124,6 +124,8 @@ def change_component(resource: Resource, change: str, note: Path) -> bool:
     component = open_component(resource.name, resource.localpath, resource.directio, wait=LOCK_SECONDS, note=note)
     try:
         before = component.read_metadata()
+        if change == "force" and boot.outdated(note.parent, resource.name, before.resuid):
+            change = "force, lost"
         after = CHANGES[change](before)
         if after != before:
             component.write_metadata(after)

@@ -24,6 +24,7 @@ from hast.metadata import Metadata, unpack
 log = logging.getLogger(__name__)
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # another one after each start of the kernel
+OUTDATED, TARGET = "outdated", "target"
 LOST = "lost\n"  # in its place: a flush has failed
 
 
@@ -33,8 +34,8 @@ def note(rundir: Path, name: str) -> Path:
 
 
 def outdated_note(rundir: Path, name: str) -> Path:
-    """The file that is there while the other node does everything, and this one's disk does not say so. It holds the
-    resource's unique ID: a component that is made anew is another one."""
+    """The file that is there while this component is not fit to be used, and its disk does not say so. It holds the
+    resource's unique ID, because a component that is made anew is another one, and why."""
     return rundir / f"{name}.outdated"
 
 
@@ -87,21 +88,23 @@ def lost(rundir: Path, name: str) -> bool:
         return False
 
 
-def outdate(rundir: Path, name: str, resuid: int) -> None:
-    """The component with this ID is out of date everywhere, whatever is on the disk, until remember()."""
+def outdate(rundir: Path, name: str, resuid: int, word: str = OUTDATED) -> None:
+    """The component with this ID is not fit to be used, whatever is on the disk, until remember(). word: OUTDATED, the
+    other node has everything; TARGET, this one lacks something, and nobody knows whether the other one has it."""
     path = outdated_note(rundir, name)
     try:
-        path.write_text(str(resuid))
+        path.write_text(f"{resuid} {word}")
     except OSError as error:
-        log.error("cannot write %s: %s: only the other node knows that this one is out of date", path, error.strerror)
+        log.error("cannot write %s: %s: it is not known here that something is lacking", path, error.strerror)
 
 
-def outdated(rundir: Path, name: str, resuid: int) -> bool:
-    """Whether outdate() was called for this component since remember()."""
+def outdated(rundir: Path, name: str, resuid: int) -> str:
+    """The word that outdate() was given for this component since remember(), or ""."""
     try:
-        return outdated_note(rundir, name).read_text() == str(resuid)
+        known, _, word = outdated_note(rundir, name).read_text().partition(" ")
     except OSError:
-        return False
+        return ""
+    return (word or OUTDATED) if known == str(resuid) else ""
 
 
 def give_up(rundir: Path, metadata: Metadata) -> None:

@@ -55,9 +55,12 @@ def read_note(rundir: Path, component: Component, metadata: Metadata) -> tuple[M
     metadata that hold, and whether that was in vain once more. Raises DiskError: then, and there is more to be
     stored."""
     name = metadata.resource
-    if not boot.outdated(rundir, name, metadata.resuid):
+    word = boot.outdated(rundir, name, metadata.resuid)
+    if not word:
         return metadata, False
     known = replace(metadata, syncing=True, unsaid=True)
+    if word == boot.TARGET:  # it may not be primary, even with the other node: who says that that has everything?
+        known = replace(known, prevrole=Role.SECONDARY)
     try:
         component.fill_map(known)
         component.write_metadata(known)
@@ -84,7 +87,7 @@ def flush(component: Component, metadata: Metadata, rundir: Path, lost: bool = F
             try:
                 component.write_metadata(target)
             except HastError:
-                boot.outdate(rundir, metadata.resource, metadata.resuid)
+                boot.outdate(rundir, metadata.resource, metadata.resuid, boot.TARGET)
         raise
     if not lost or metadata.syncing or whole:
         return metadata

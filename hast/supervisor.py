@@ -164,7 +164,7 @@ class Supervisor:
     async def _force(self) -> None:
         """Give up what the other node has and this one lacks, before there is a worker. Raises HastError."""
         rundir = self._keeping.rundir
-        lost = boot.lost(rundir, self.name) or boot.outdated_note(rundir, self.name).exists()
+        lost = boot.lost(rundir, self.name)
         try:
             changed = await amend(self.resource, rundir, "force, lost" if lost else "force")
         except HastError:

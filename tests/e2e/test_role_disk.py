@@ -8,12 +8,14 @@ from collections.abc import Callable
 
 import pytest
 
+from hast import boot
 from tests.e2e.node import MIB, eventually
 from tests.e2e.pair import Pair, PairNode
 from tests.faultdisk import FaultDisk
-from tests.nbdclient import RawClient
+from tests.nbdclient import FLUSH, RawClient
 
 BLOCK = 4096
+OFFSETS = range(2 * MIB - BLOCK, 16 * MIB, 2 * MIB)
 TEXT = b"cached".ljust(BLOCK, b".")
 EX_IOERR = 74
 EX_UNAVAILABLE = 69
@@ -115,11 +117,9 @@ def test_demotion_whose_loss_could_not_be_stored_is_known_at_the_next_promotion(
         assert pair.a.ctl("role", "-f", "primary", pair.a.name()).returncode == 0
         eventually(lambda: "nothing in common" in pair.a.said(), "the nodes find that both have something of their own")
         return
-    if pair.a.role("primary", check=False).returncode == 0:  # what it lacks is read from the other one
-        with RawClient(pair.a.socket()) as client:
-            assert client.read(BLOCK, BLOCK) == TEXT
-        pair.a.role("secondary", check=False)  # that its disk refuses
+    assert pair.a.role("primary", check=False).returncode in (EX_IOERR, EX_UNAVAILABLE)
     disk.heal()
+    pair.a.set_role("secondary")
     pair.b.set_role("primary")
     pair.wait_in_sync(pair.b)
     with RawClient(pair.b.socket()) as client:
@@ -150,6 +150,68 @@ def test_primary_that_fails_a_flush_when_it_is_started_anew_lacks_what_the_other
     with RawClient(pair.b.socket()) as client:
         assert client.read(BLOCK, BLOCK) == TEXT
     assert pair.differing() is None
+
+
+def in_doubt(make_pair: MakePair) -> tuple[Pair, FaultDisk]:
+    """fullsync; `b` has lost its cache with its power and is being brought up to date, slowly; a client has flushed on
+    `a` since. The counters say "in sync", `a` has not written alone, and `b` knows that it is a target."""
+    pair = make_pair({"disk": 16 * MIB}, conf="timeout 4\nreplication fullsync\nsyncrate 1048576")
+    pair.create()
+    disk = FaultDisk.under(pair.a)
+    pair.start()
+    pair.roles(pair.b)
+    pair.wait_in_sync(pair.b)
+    pair.b.kill()  # `a` writes alone, and is secondary before `b` has it: its localcnt is 1 from then on
+    pair.a.set_role("primary")
+    with RawClient(pair.a.socket()) as client:
+        assert client.write(0, TEXT) == 0
+    pair.a.set_role("secondary")
+    pair.b.start()
+    pair.b.set_role("primary")
+    pair.wait_in_sync(pair.b)
+    eventually(lambda: pair.b.dump()["remotecnt"] == 1, "the counters are in step")
+    pair.swap(pair.b)
+    pair.wait_in_sync(pair.a)
+    start = int(pair.b.dump()["localoff"])
+    with RawClient(pair.a.socket()) as client:
+        for offset in OFFSETS:
+            assert client.write(offset, TEXT) == 0
+        pair.b.kill()
+        boot.note(pair.b.rundir, pair.b.name()).unlink()  # it was the power
+        with pair.b.component().open("r+b") as file:
+            for offset in OFFSETS:
+                file.seek(start + offset)
+                file.write(bytes(BLOCK))
+        pair.b.start()
+        pair.b.set_role("secondary")
+        pair.wait_connected(pair.a)
+        assert client.do(FLUSH).error == 0
+    assert pair.b.status()["syncing"] and pair.a.dump()["localcnt"] == pair.b.dump()["remotecnt"] == 1
+    return pair, disk
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["", "not stored"])
+@pytest.mark.parametrize("role", ["primary", "secondary"])
+def test_neither_node_is_believed_to_have_everything(make_pair: MakePair, role: str, stored: bool) -> None:
+    """The secondary is not up to date yet after a loss of power, by counters that say "in sync"; the primary leaves its
+    role and fails a flush: what the secondary lacks must not be copied over what was flushed here."""
+    pair, disk = in_doubt(make_pair)
+    pair.a.set_role("init")
+    if stored:
+        disk.fail("flush", errno.EIO, count=1)
+    else:
+        disk.fail("flush", errno.EIO)
+        disk.fail("write", errno.EIO, within=(0, 4096))
+    role_fails(pair.a, role)
+    pair.a.set_role("init")
+    disk.heal()
+    for node in pair.nodes:
+        assert node.role("primary", check=False).returncode == EX_UNAVAILABLE
+    pair.a.ctl("role", "-f", "primary", pair.a.name())
+    with RawClient(pair.a.socket()) as client:
+        for offset in OFFSETS:
+            assert client.read(offset, BLOCK) == TEXT
+    eventually(lambda: "run 'hastctl" in pair.a.said(), "it is for an administrator to give up what the other one has")
 
 
 def test_component_that_was_never_used_lacks_nothing(make_pair: MakePair) -> None:

@@ -384,7 +384,7 @@ class Ggate(Part):
                 return EIO
             if world.fails_flush[node] and fate.chance(6):
                 self.all_failed()
-                self.ill = world.doubt[node] = True
+                self.ill = world.doubt[node] = world.lost[node] = True
                 self.gone.update(disk.flush_failed(mark, fate))
                 self.oracle.lost(node, self.gone, self.served())
                 world.soften()

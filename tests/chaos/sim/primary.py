@@ -10,7 +10,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hast import peering, promotion
+from hast import boot, peering, promotion
+from hast.control import Role
 from hast.handshake import Agreement
 from hast.metadata import Pair
 from hast.notice import AHEAD
@@ -89,7 +90,7 @@ class Primary(Ggate):
             return
         world.counts["flush of the worker failed"] += 1
         self.all_failed()
-        self.ill = world.doubt[self.node] = True
+        self.ill = world.doubt[self.node] = world.lost[self.node] = True
         self.gone.update(self.disk.flush_failed(self.disk.mark(), world.fate))
         self.oracle.lost(self.node, self.gone, self.served())
         world.soften()
@@ -102,6 +103,8 @@ class Primary(Ggate):
         if not world.outdated[node]:
             return
         known = replace(self.meta, syncing=True, unsaid=True)
+        if world.outdated[node] == boot.TARGET:
+            known = replace(known, prevrole=Role.SECONDARY)
         try:
             self.fill_map()
             self.store(known)
@@ -111,7 +114,7 @@ class Primary(Ggate):
                 raise
             self.detached = self.unrecorded = True
             return
-        world.outdated[node] = False
+        world.outdated[node] = ""
 
     def start_stages(self) -> None:
         """hast.primary.Primary._start_stages()."""
@@ -200,7 +203,7 @@ class Primary(Ggate):
     def remember(self) -> None:
         """hast.primary.Primary._remember()."""
         if not self.unrecorded:
-            self.world.doubt[self.node] = self.ill
+            self.world.doubt[self.node] = self.world.lost[self.node] = self.ill
 
     def unused(self) -> None:
         """What the handshake said of the own data has had no consequence."""
@@ -339,7 +342,8 @@ class Primary(Ggate):
     def not_recorded(self, meta: Metadata) -> None:
         """Outage._unrecorded()."""
         self.meta = replace(meta, syncing=True, unmapped=True)
-        self.unrecorded = self.world.outdated[self.node] = self.world.doubt[self.node] = True
+        self.unrecorded = self.world.doubt[self.node] = True
+        self.world.outdated[self.node] = boot.OUTDATED
         self.turned(True)
         self.lonely()
 

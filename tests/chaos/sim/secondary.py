@@ -64,7 +64,7 @@ class Secondary(Part):
 
     def flush_failed(self, mark: int) -> None:
         self.ill = self.conn is not None
-        self.world.doubt[self.node] = True
+        self.world.doubt[self.node] = self.world.lost[self.node] = True
         self.oracle.lost(self.node, self.disk.flush_failed(mark, self.world.fate))
         self.world.soften()
 
@@ -108,7 +108,8 @@ class Secondary(Part):
             raise Died(self.node, bool(fate.draw(2)) and world.power_storing)
         self.store(made.metadata)
         if made.outcome not in ("SPLIT_BRAIN", "RESUID_MISMATCH", "OUTDATED"):
-            world.doubt[self.node] = world.outdated[self.node] = False
+            world.doubt[self.node] = world.lost[self.node] = False
+            world.outdated[self.node] = ""
         if world.dies_shaking and fate.chance(16):
             raise Died(self.node, bool(fate.draw(2)) and world.power_storing)
         return made
@@ -134,7 +135,7 @@ class Secondary(Part):
 
     def lacks(self) -> None:
         """hast.secondary.Secondary._lacks()."""
-        self.world.doubt[self.node] = True
+        self.world.doubt[self.node] = self.world.lost[self.node] = True
         lacking = replace(self.meta, syncing=True, unsaid=True)
         if lacking == self.meta:
             return

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from hast import promotion
+from hast import boot, promotion
 from hast.control import Role
 from hast.errors import UnavailableError
 from hast.metadata import Metadata, Pair
@@ -43,7 +43,8 @@ class World:
         self.oracle = Oracle(self.disks)
         self.parts: list[Primary | Secondary | None] = [None, None]
         self.doubt = [True, True]  # what hast.boot remembers
-        self.outdated = [False, False]  # the same
+        self.outdated = ["", ""]  # the same: boot.OUTDATED or TARGET
+        self.lost = [False, False]  # and that a flush has failed
         self.partition = False
         self.dead: int | None = None  # the node whose disk takes no writes
         self.resuids = 100
@@ -169,6 +170,7 @@ class World:
             self.counts["promotion refused"] += 1
             return False
         if role == "primary":
+            self.lost[node] = self.lost[node] and again and not before.syncing
             self.promoted(node, before)
         return True
 
@@ -180,18 +182,26 @@ class World:
         primary = meta.prevrole is Role.PRIMARY
         if role == "primary" and ((meta.syncing and primary) or (again and primary)):
             return True
+        target = replace(meta, syncing=True, unsaid=True, prevrole=Role.SECONDARY)
+        whole = self.whole(node)
+        if role == "secondary" and whole and meta.resuid != 0:
+            self.lost[node] = False
         if not self.fails_flush[node] or not fate.chance(12):
+            if role == "primary" and self.lost[node] and not (whole or meta.syncing):
+                self.counts["a flush had failed before"] += 1
+                if self.dead == node:
+                    return False
+                disk.put_meta(target)
             return True
         self.counts["flush for a role failed"] += 1
         lost = disk.flush_failed(disk.mark(), fate)
-        whole = self.whole(node)
-        self.oracle.lost_alone(node, lost, whole)
+        self.lost[node] = True
+        self.oracle.lost_alone(node, lost, whole or self.oracle.counted(node))
         if not whole:
             self.doubt[node] = True
-            target = replace(meta, syncing=True, unsaid=True, prevrole=Role.SECONDARY)
             if self.dead == node or (self.fails_meta[node] and fate.draw(2)):
                 disk.meta_failed(target, fate)
-                self.outdated[node] = True
+                self.outdated[node] = boot.TARGET
             else:
                 disk.put_meta(target)
         self.soften()
@@ -206,11 +216,11 @@ class World:
         """`hastctl role -f primary`, before the worker starts."""
         disk = self.disks[node]
         before = disk.meta
+        if (self.outdated[node] or self.lost[node]) and not (before.syncing or self.whole(node)):
+            before = replace(before, syncing=True, unsaid=True)
         if self.outdated[node]:
-            self.outdated[node] = False
             self.oracle.accept(node)
-            if not (before.syncing or self.whole(node)):
-                before = replace(before, syncing=True, unsaid=True)
+        self.outdated[node], self.lost[node] = "", False
         after = promotion.forced(before, self.new_resuid())
         if after != disk.meta:
             disk.settle()
@@ -261,8 +271,9 @@ class World:
             part.die()
         self.parts[node] = None
         if power:
+            self.lost[node] = False
             if self.outdated[node]:
-                self.outdated[node] = False
+                self.outdated[node] = ""
                 self.oracle.accept(node)  # only the other node knows that this one is out of date
             self.disks[node].power_cut(self.fate)
             self.oracle.power_cut(node)
@@ -305,7 +316,7 @@ class World:
         for part in self.primaries():
             for op in part.owner.values():
                 op.there = False
-        self.outdated[node] = False
+        self.outdated[node] = ""
         self.oracle.alone[node].clear()
         self.oracle.accept(node)
         if any(self.oracle.lo[1 - node]):  # what there is now is only there
