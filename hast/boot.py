@@ -93,7 +93,7 @@ def outdate(rundir: Path, name: str, resuid: int, word: str = OUTDATED) -> None:
     other node has everything; TARGET, this one lacks something, and nobody knows whether the other one has it."""
     path = outdated_note(rundir, name)
     try:
-        path.write_text(f"{resuid} {word}")
+        _replace(path, f"{resuid} {word}".encode())
     except OSError as error:
         log.error("cannot write %s: %s: it is not known here that something is lacking", path, error.strerror)
 

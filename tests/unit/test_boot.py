@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +43,24 @@ def test_the_component_is_out_of_date(tmp_path: Path) -> None:
     assert boot.outdated(tmp_path, "data", 7), "a flush has failed as well"
     boot.remember(tmp_path, "data")
     assert not boot.outdated(tmp_path, "data", 7)
+
+
+def test_what_is_known_outlives_an_attempt_to_say_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run directory is full; also whoever is killed in the middle of it leaves the old note or the new one."""
+    boot.outdate(tmp_path, "data", 7, boot.TARGET)
+    opened = Path.open
+
+    def full(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        file = opened(self, mode, *args, **kwargs)
+        if "w" in mode:
+            file.close()  # it is empty now
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return file
+
+    monkeypatch.setattr(Path, "open", full)
+    boot.outdate(tmp_path, "data", 7)
+    monkeypatch.undo()
+    assert boot.outdated(tmp_path, "data", 7) == boot.TARGET
 
 
 def test_the_component_is_given_up(tmp_path: Path) -> None:
