@@ -124,9 +124,13 @@ def change_component(resource: Resource, change: str, note: Path) -> bool:
     component = open_component(resource.name, resource.localpath, resource.directio, wait=LOCK_SECONDS, note=note)
     try:
         before = component.read_metadata()
-        if change == "force" and boot.outdated(note.parent, resource.name, before.resuid):
+        rundir, known = note.parent, before
+        if change == "force" and boot.outdated(rundir, resource.name, before.resuid):
             change = "force, lost"
-        after = CHANGES[change](before)
+        if change != "discard" and before.syncing and boot.anew(rundir, resource.name):
+            # It may have lost something since its primary was complete with it, unheard: that has lowered its localcnt.
+            known = replace(before, unsaid=True)
+        after = CHANGES[change](known)
         if after != before:
             component.write_metadata(after)
         else:

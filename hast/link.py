@@ -331,6 +331,8 @@ class Link:
         """Both nodes have the same data, durable: store it. Where the disk does not take it now, the counters go on
         saying what was true before, and it is tried again as long as nothing has come between."""
         self.apart()
+        if not self.peering.connected:
+            return  # that connection is gone; said of the next one it would not be true
         before = self.owner.metadata()
         state, metadata, hooks = peering.in_sync(self.peering, before)
         try:

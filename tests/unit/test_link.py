@@ -172,6 +172,29 @@ def test_answer_that_comes_when_its_connection_is_gone_changes_nothing(
     asyncio.run(body())
 
 
+def test_in_sync_is_of_the_connection_that_it_was_said_of() -> None:
+    """ggate says it when the connection is gone, and the disk takes nothing just then: it is not to be stored later,
+    when there is another one and the secondary lacks something."""
+
+    async def body() -> None:
+        primary = Primary()
+        primary.connect(Pair(1, 1), SyncSource.PRIMARY, hast=True)
+        primary.link.sequencer(lib.HAST_SEQ_CONNECTED, 3)
+        primary.link._down()
+        takes, tried = primary.link.owner.store, []
+
+        def store(metadata: Metadata) -> None:
+            tried.append(metadata)
+            raise DiskError("data: component /nonexistent cannot be written")
+
+        primary.link.owner.store = store
+        primary.link.sequencer(lib.HAST_SEQ_SYNC_DONE, 0)
+        primary.link.owner.store = takes
+        assert tried == [] and primary.link._unstored is None
+
+    asyncio.run(body())
+
+
 def test_secondary_that_was_never_used_is_remembered_while_this_node_is_out_of_date() -> None:
     async def body() -> None:
         primary = Primary()

@@ -468,6 +468,8 @@ class Ggate(Part):
                 self.oracle.mixed[self.node] = True
             getattr(lib, DECISIONS[word])(arena)
         elif word == "connect":
+            if self.s.events:  # it is told in the turn after "disconnect": the worker does not connect before that
+                self.tell()
             self.connect(*what)
         else:
             if self.conn is not None:

@@ -258,6 +258,8 @@ class Primary(Ggate):
     def in_sync(self) -> None:
         """hast.link.Link._in_sync()."""
         self.unstored = False
+        if not self.peering.connected:
+            return
         state, meta, _ = peering.in_sync(self.peering, self.meta)
         before = self.meta
         try:

@@ -218,6 +218,8 @@ class World:
         before = disk.meta
         if (self.outdated[node] or self.lost[node]) and not (before.syncing or self.whole(node)):
             before = replace(before, syncing=True, unsaid=True)
+        elif before.syncing and (self.doubt[node] or self.lost[node]):
+            before = replace(before, unsaid=True)
         if self.outdated[node]:
             self.oracle.accept(node)
         self.outdated[node], self.lost[node] = "", False

@@ -1,0 +1,54 @@
+"""What `hastctl role -f primary` makes of a component's metadata, beside what the run directory says of it."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hast import boot
+from hast.amend import change_component
+from hast.component import create, open_component
+from hast.config import parse
+from hast.control import Role
+from hast.metadata import Pair
+
+
+def forced(tmp_path: Path, pair: Pair, syncing: bool, note: str) -> Pair:
+    """The counters after "force" of a secondary with these; note: what the run directory says."""
+    path = tmp_path / "disk"
+    text = f"resource data {{ local {path}\n on here {{ remote tcp4://192.0.2.1:99 }} }}"
+    resource = parse(text, "hast.conf", ["here"]).resources["data"]
+    create("data", str(path), mediasize=8 << 20)
+    with closing(open_component("data", str(path))) as component:
+        metadata = component.read_metadata()
+        metadata = replace(metadata, resuid=7, pair=pair, prevrole=Role.SECONDARY, syncing=syncing)
+        component.write_metadata(metadata)
+    if note != "power":
+        boot.remember(tmp_path, "data")
+    if note == "outdated":
+        boot.outdate(tmp_path, "data", 7)
+    if note == "another's":
+        boot.outdate(tmp_path, "data", 8)
+    change_component(resource, "force", boot.note(tmp_path, "data"))
+    with closing(open_component("data", str(path))) as component:
+        return component.read_metadata().pair
+
+
+@pytest.mark.parametrize(
+    ("syncing", "note", "after"),
+    [
+        (False, "", Pair(1, 1)),  # there is nothing to be forced
+        (False, "another's", Pair(1, 1)),
+        (True, "", Pair(2, 1)),
+        # Its counters may be in step with the other node's, which has more: only a lower remotecnt has that found.
+        (False, "outdated", Pair(2, 0)),
+        (True, "outdated", Pair(2, 0)),
+        # The same where it has lost power since the other one was complete with it, which it did not hear.
+        (True, "power", Pair(2, 0)),
+    ],
+)
+def test_what_a_forced_node_may_have_lost_is_found(tmp_path: Path, syncing: bool, note: str, after: Pair) -> None:
+    assert forced(tmp_path, Pair(1, 1), syncing, note) == after
