@@ -176,7 +176,7 @@ class Supervisor:
         if changed:
             log.warning(
                 "%s: becomes primary by force with data that is a mix of old and new: the newer data of the other node"
-                " is given up, and at the next contact both find a split-brain",
+                " is given up, and at the next contact both find a split-brain, or that they have nothing in common",
                 self.name,
             )
 

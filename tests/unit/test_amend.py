@@ -13,11 +13,11 @@ from hast.amend import change_component
 from hast.component import create, open_component
 from hast.config import parse
 from hast.control import Role
-from hast.metadata import Pair
+from hast.metadata import Metadata, Pair
 
 
-def forced(tmp_path: Path, pair: Pair, syncing: bool, note: str) -> Pair:
-    """The counters after "force" of a secondary with these; note: what the run directory says."""
+def forced(tmp_path: Path, pair: Pair, syncing: bool, note: str) -> Metadata:
+    """What "force" makes of a secondary with these; note: what the run directory says."""
     path = tmp_path / "disk"
     text = f"resource data {{ local {path}\n on here {{ remote tcp4://192.0.2.1:99 }} }}"
     resource = parse(text, "hast.conf", ["here"]).resources["data"]
@@ -34,7 +34,7 @@ def forced(tmp_path: Path, pair: Pair, syncing: bool, note: str) -> Pair:
         boot.outdate(tmp_path, "data", 8)
     change_component(resource, "force", boot.note(tmp_path, "data"))
     with closing(open_component("data", str(path))) as component:
-        return component.read_metadata().pair
+        return component.read_metadata()
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,14 @@ def forced(tmp_path: Path, pair: Pair, syncing: bool, note: str) -> Pair:
         (True, "outdated", Pair(2, 0)),
         # The same where it has lost power since the other one was complete with it, which it did not hear.
         (True, "power", Pair(2, 0)),
+        (False, "power", Pair(1, 1)),
     ],
 )
 def test_what_a_forced_node_may_have_lost_is_found(tmp_path: Path, syncing: bool, note: str, after: Pair) -> None:
-    assert forced(tmp_path, Pair(1, 1), syncing, note) == after
+    made = forced(tmp_path, Pair(1, 1), syncing, note)
+    assert made.pair == after and made.resuid == 7
+
+
+@pytest.mark.parametrize("note", ["", "power"])
+def test_where_the_counters_cannot_say_it_the_unique_id_does(tmp_path: Path, note: str) -> None:
+    assert (forced(tmp_path, Pair(0, 0), True, note).resuid == 7) == (note == "")

@@ -468,7 +468,7 @@ class Ggate(Part):
                 self.oracle.mixed[self.node] = True
             getattr(lib, DECISIONS[word])(arena)
         elif word == "connect":
-            if self.s.events:  # it is told in the turn after "disconnect": the worker does not connect before that
+            if self.s.events:  # ggate tells before it takes a command; here it may be late with all others
                 self.tell()
             self.connect(*what)
         else:
