@@ -161,6 +161,7 @@ def in_doubt(make_pair: MakePair) -> tuple[Pair, FaultDisk]:
     pair.start()
     pair.roles(pair.b)
     pair.wait_in_sync(pair.b)
+    eventually(lambda: pair.b.dump()["localcnt"] == 0, "it has stored that both are in sync")
     pair.b.kill()  # `a` writes alone, and is secondary before `b` has it: its localcnt is 1 from then on
     pair.a.set_role("primary")
     with RawClient(pair.a.socket()) as client:
