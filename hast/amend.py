@@ -23,7 +23,6 @@ from typing import Any
 from hast import boot, promotion
 from hast.channel import Channel, Message
 from hast.config import Resource
-from hast.control import Role
 from hast.errors import HastError, SystemCallError, TemporaryError
 from hast.metadata import Metadata
 from hast.spawner import resource_from_dict, resource_to_dict
@@ -38,8 +37,7 @@ def _force(metadata: Metadata) -> Metadata:
 
 def _force_lost(metadata: Metadata) -> Metadata:
     """The same for a component that is noted to lack something, which could not be stored (hast/opening.py)."""
-    whole = metadata.resuid == 0 or (metadata.prevrole is Role.PRIMARY and metadata.alone)
-    if not metadata.syncing and not whole:
+    if not (metadata.syncing or promotion.whole(metadata)):
         metadata = replace(metadata, syncing=True, unsaid=True)
     return _force(metadata)
 

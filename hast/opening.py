@@ -78,7 +78,7 @@ def flush(component: Component, metadata: Metadata, rundir: Path, lost: bool = F
     what was received, which could not be stored. A primary that wrote alone has nobody who has more, nor has a
     component that was never used. Raises DiskError; what could not be stored then is noted in rundir.
     """
-    whole = metadata.resuid == 0 or (metadata.prevrole is Role.PRIMARY and metadata.alone)
+    whole = promotion.whole(metadata)
     target = replace(metadata, syncing=True, unsaid=True, prevrole=Role.SECONDARY)
     try:
         component.flush()

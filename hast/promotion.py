@@ -35,6 +35,11 @@ def check_primary(metadata: Metadata) -> None:
         raise UnavailableError(target_text(metadata.resource))
 
 
+def whole(metadata: Metadata) -> bool:
+    """Nobody has more than this component: a primary that wrote alone, or one that was never used."""
+    return metadata.resuid == 0 or (metadata.prevrole is Role.PRIMARY and metadata.alone)
+
+
 def as_primary(metadata: Metadata, random64: int) -> tuple[Metadata, bool]:
     """The metadata of a node that becomes primary, and whether nothing was ever written here; random64 is for its
     unique ID, at the first start ever, and where one of FreeBSD's may take this node, which it has not synchronised

@@ -23,14 +23,20 @@ EX_UNAVAILABLE = 69
 MakePair = Callable[..., Pair]
 
 
-def primary_lost(make_pair: MakePair) -> tuple[Pair, FaultDisk]:
-    """In sync, a write on both that neither has flushed, and the primary is gone; the disk of the other one."""
+def in_sync(make_pair: MakePair, which: str) -> tuple[Pair, FaultDisk]:
+    """`a` is primary; the disk of the node with that letter."""
     pair = make_pair({"disk": 16 * MIB}, conf="timeout 4")
     pair.create()
-    disk = FaultDisk.under(pair.b)
+    disk = FaultDisk.under(pair.a if which == "a" else pair.b)
     pair.start()
     pair.roles(pair.a)
     pair.wait_in_sync(pair.a)
+    return pair, disk
+
+
+def primary_lost(make_pair: MakePair) -> tuple[Pair, FaultDisk]:
+    """In sync, a write on both that neither has flushed, and the primary is gone; the disk of the other one."""
+    pair, disk = in_sync(make_pair, "b")
     with RawClient(pair.a.socket()) as client:
         assert client.write(BLOCK, TEXT) == 0
     pair.a.kill()
@@ -73,12 +79,7 @@ def test_flush_that_a_forced_promotion_has_failed_is_known(make_pair: MakePair) 
 
 
 def test_primary_that_fails_a_flush_when_it_is_demoted_is_a_secondary(make_pair: MakePair) -> None:
-    pair = make_pair({"disk": 16 * MIB}, conf="timeout 4")
-    pair.create()
-    disk = FaultDisk.under(pair.a)
-    pair.start()
-    pair.roles(pair.a)
-    pair.wait_in_sync(pair.a)
+    pair, disk = in_sync(make_pair, "a")
     disk.fail("flush", errno.EIO, count=1)
     role_fails(pair.a, "secondary")
     assert pair.a.status()["role"] == "secondary"
@@ -93,12 +94,7 @@ def test_demotion_whose_loss_could_not_be_stored_is_known_at_the_next_promotion(
     make_pair: MakePair, role: str, force: bool
 ) -> None:
     """It was primary, says its disk: the other one has what it has lost, and it must not be copied over that."""
-    pair = make_pair({"disk": 16 * MIB}, conf="timeout 4", hooks=True)
-    pair.create()
-    disk = FaultDisk.under(pair.a)
-    pair.start()
-    pair.roles(pair.a)
-    pair.wait_in_sync(pair.a)
+    pair, disk = in_sync(make_pair, "a")
     start = int(pair.a.dump()["localoff"])
     with RawClient(pair.a.socket()) as client:
         assert client.write(BLOCK, TEXT) == 0
@@ -128,12 +124,7 @@ def test_demotion_whose_loss_could_not_be_stored_is_known_at_the_next_promotion(
 
 
 def test_primary_that_fails_a_flush_when_it_is_started_anew_lacks_what_the_other_one_has(make_pair: MakePair) -> None:
-    pair = make_pair({"disk": 16 * MIB}, conf="timeout 4")
-    pair.create()
-    disk = FaultDisk.under(pair.a)
-    pair.start()
-    pair.roles(pair.a)
-    pair.wait_in_sync(pair.a)
+    pair, disk = in_sync(make_pair, "a")
     start = int(pair.a.dump()["localoff"])
     with RawClient(pair.a.socket()) as client:
         assert client.write(BLOCK, TEXT) == 0

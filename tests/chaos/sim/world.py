@@ -209,8 +209,7 @@ class World:
 
     def whole(self, node: int) -> bool:
         """Nobody has more than this node's component (hast/opening.py)."""
-        meta = self.disks[node].meta
-        return meta.resuid == 0 or (meta.prevrole is Role.PRIMARY and meta.alone)
+        return promotion.whole(self.disks[node].meta)
 
     def force(self, node: int) -> None:
         """`hastctl role -f primary`, before the worker starts."""
