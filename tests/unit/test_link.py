@@ -104,6 +104,35 @@ def test_connection_that_was_lost_before_it_turns_out_to_be_unused_makes_no_targ
     asyncio.run(body())
 
 
+def test_handshake_counts_for_nothing_when_the_counters_change_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first write without the secondary is acknowledged while it is under way (invariant 7): what the other node was
+    told is not true any more, and the next attempt says what is."""
+    asked: list[Metadata] = []
+    sockets: list[socket.socket] = []
+
+    async def body() -> None:
+        primary = Primary()
+
+        async def handshake(_: Resource, metadata: Metadata, **__: object) -> Established:
+            asked.append(metadata)
+            if len(asked) == 1:
+                primary.metadata = peering.wrote_alone(primary.link.peering, primary.metadata)
+            sockets[:] = socket.socketpair()
+            agreement = Agreement(2, SyncSource.PRIMARY, metadata.pair, False, None, metadata)
+            address = (socket.AF_INET, ("127.0.0.1", 8457)), None
+            return Established(*sockets, "secondary", agreement, address)
+
+        monkeypatch.setattr(link_module, "connect", handshake)
+        with pytest.raises(TemporaryError, match="counters changed during the handshake"):
+            await primary.link._connect()
+        assert [sock.fileno() for sock in sockets] == [-1, -1]
+        assert primary.told == []
+        (await primary.link._connect()).close()
+        assert [metadata.pair.localcnt for metadata in asked] == [1, 2] and asked[1].alone
+
+    asyncio.run(body())
+
+
 def test_component_that_fails_while_the_connection_is_given_up_is_not_outdated() -> None:
     """Other settings: the worker has told the sequencer that the secondary is gone, and hears from it what was true
     before. What is acknowledged from now on is here alone, and must not be stored as old."""
