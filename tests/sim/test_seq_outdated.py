@@ -14,6 +14,7 @@ from tests.sim.harness import (
     MAPWAIT,
     MEMSYNC,
     NEED_DEGRADED,
+    READ,
     REMOTE_FAILED,
     SECTOR,
     SYNC_DONE,
@@ -273,6 +274,25 @@ def test_out_of_date_and_cannot_be_given_up() -> None:
     b.remote_done(read)
     own_flush(b)
     assert b.answers == {failed: 0, again: 0, read: 0}
+
+
+def test_out_of_date_and_the_secondary_cannot_read_it_either() -> None:
+    """No good copy is left. A client's read is no reason to leave the secondary; that nothing can be copied from there
+    is one."""
+    b = old(3, 4, nclient=8)
+    read, write = b.read(3), b.write(4)
+    assert read in b.remote and read not in b.local
+    b.remote_done(read, EIO)
+    assert b.answers == {read: EIO} and read not in b.local and b.raised == 0
+    b.settle_map()
+    b.done(write)
+    own_flush(b)
+    assert b.answers == {read: EIO, write: 0}, "it goes on to be used"
+    b.seq.sync_start(True)
+    b.look()
+    chunk = next(slot for slot in b.remote if slot >= b.geometry.nclient and b.seq.bio[slot].cmd == READ)
+    b.remote_done(chunk, EIO)
+    assert b.raised & REMOTE_FAILED and 3 in b.seq.sync()
 
 
 def test_flush_fails_between_the_end_of_a_synchronisation_and_the_word_that_it_is_stored() -> None:
