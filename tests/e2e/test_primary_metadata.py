@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 from collections.abc import Callable
 
@@ -207,4 +208,27 @@ def test_secondary_is_lost_while_the_disk_of_the_primary_is_slow(prepared: tuple
     pair.b.start()
     pair.b.set_role("secondary")
     pair.wait_in_sync(pair.a)
+    assert pair.differing() is None
+
+
+def test_disk_of_the_primary_hangs(prepared: tuple[Pair, FaultDisk]) -> None:
+    """Nobody knows what it will do: clients wait for it, longer than `timeout`, and are not told anything; hastctl
+    answers. When this node is ended the other one takes over."""
+    pair, disk = prepared
+    with RawClient(pair.a.socket()) as raw:
+        assert raw.write(MIB, NEW) == 0
+        disk.hang()
+        raw.start(WRITE, 0, len(NEW), payload=NEW)
+        eventually(lambda: disk.stats().waiting, "the disk has it")
+        assert select.select([raw.sock], [], [], TIMEOUT + 1) == ([], [], [])
+        assert "role: primary" in pair.a.ctl("list", pair.a.name()).stdout
+        assert "lost" not in pair.a.said()
+        pair.a.kill(disk.heal)
+    pair.b.set_role("primary")
+    with RawClient(pair.b.socket()) as raw:
+        assert raw.read(MIB, len(NEW)) == NEW and raw.read(0, len(OLD)) in (OLD, NEW)
+        assert raw.write(0, NEW) == 0
+    pair.a.start()
+    pair.a.set_role("secondary")
+    pair.wait_in_sync(pair.b)
     assert pair.differing() is None

@@ -16,9 +16,9 @@ from hast.metadata import unpack
 from tests.e2e.node import MIB, eventually
 from tests.e2e.pair import Pair
 from tests.e2e.relay import Relay
-from tests.e2e.test_primary_disk import EXTENT, NEW, NEWER, MakePair, back, check, prepare, synchronised, write
+from tests.e2e.test_primary_disk import EXTENT, NEW, NEWER, OLD, MakePair, back, check, prepare, synchronised, write
 from tests.faultdisk import FaultDisk
-from tests.nbdclient import EIO, RawClient
+from tests.nbdclient import EIO, READ, RawClient
 
 
 @pytest.mark.parametrize("policy", ["detach", "pass"])
@@ -80,6 +80,31 @@ def test_out_of_date_and_with_a_secondary_that_answers_and_is_gone(
         assert pair.a.said().count(" lost: ") > 1
         relays[0].heal()
         eventually(lambda: raw.write(EXTENT, NEW) == 0, "it is well again")
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "not stored"])
+def test_out_of_date_and_alone_until_it_is_forced(make_pair: MakePair, stored: bool) -> None:
+    """The secondary may be lost for good: an administrator gives up what only that one has. Should it come back all the
+    same, nothing of it is overwritten."""
+    pair, disk, start = prepare(make_pair, "pass" if stored else "detach")
+    disk.fail("write", errno.EIO, within=(start, 1 << 40) if stored else None)
+    with RawClient(pair.a.socket()) as raw:
+        write(raw, NEW, 4)
+        pair.b.kill()
+        assert raw.do(READ, 0, 4096).error == EIO
+    disk.heal()
+    pair.a.set_role("primary")  # which it is: nothing happens
+    with RawClient(pair.a.socket()) as raw:
+        assert raw.do(READ, 0, 4096).error == EIO
+    assert pair.a.ctl("role", "-f", "primary", pair.a.name()).returncode == 0
+    assert "becomes primary by force with data that is a mix of old and new" in pair.a.said()
+    with RawClient(pair.a.socket()) as raw:
+        assert raw.read(0, 4096) == OLD
+        assert raw.write(0, NEWER) == 0
+    pair.b.start()
+    pair.b.set_role("secondary")
+    eventually(lambda: "plit-brain" in pair.a.said() or "nique ID mismatch" in pair.a.said(), "that is found")
+    assert pair.data(pair.b)[:4096] == NEW
 
 
 def cut_after_each_handshake(pair: Pair, relay: Relay, end: threading.Event) -> None:

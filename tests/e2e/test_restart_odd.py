@@ -57,10 +57,26 @@ def start_and_kill_spawner(node: Node) -> int:
     return hastd.wait(DEADLINE)
 
 
-def test_hastd_that_cannot_start_leaves_everything_to_the_next(steady: tuple[Node, SteadyProcess]) -> None:
+def start_in_vain(node: Node) -> int:
+    """A hastd whose configuration was broken meanwhile; its exit code."""
+    good = node.conf.read_text()
+    node.conf.write_text(good + "resource broken {\n")
+    done = node.run(ROOT / "bin" / "hastd", "-F", "-c", node.conf, check=False)
+    node.conf.write_text(good)
+    return done.returncode
+
+
+@pytest.mark.parametrize(
+    ("start", "code"),
+    [(start_and_kill_spawner, os.EX_TEMPFAIL), (start_in_vain, os.EX_CONFIG)],
+    ids=["spawner", "configuration"],
+)
+def test_hastd_that_cannot_start_leaves_everything_to_the_next(
+    steady: tuple[Node, SteadyProcess], start: Callable[[Node], int], code: int
+) -> None:
     node, client = steady
     kill_main(node)
-    assert start_and_kill_spawner(node) == os.EX_TEMPFAIL
+    assert start(node) == code
     node.start()
     assert node.status()["role"] == "primary"
     client.progress()
