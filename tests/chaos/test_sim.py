@@ -50,6 +50,11 @@ def test_mistake_of_the_sequencer_is_found(mistake: compiled.Mistake, objects: d
     assert variants.found_after(ENOUGH, library) is not None
 
 
+def test_no_mistake_is_found_where_none_is(objects: dict[str, Path], tmp_path: Path) -> None:
+    """In a sequencer that is built in the same way."""
+    assert variants.found_after(100, compiled.load(compiled.link(tmp_path, objects))) is None
+
+
 @pytest.mark.parametrize("mistake", variants.IN_WORKERS, ids=lambda mistake: mistake.name)
 def test_mistake_of_a_worker_is_found(mistake: variants.Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     mistake.put(monkeypatch.setattr)
