@@ -1,7 +1,7 @@
 """What a running primary says of itself: its fields of control.StatusEntry (docs/protocol.md section 7).
 
 Invariants:
-- Nothing is asked of a stage: what it counts is read in the shared memory, as it is in that moment.
+- Nothing is asked of a stage: the state is read in the shared memory, as it is in that moment.
 - Without stages there are no counters, and without a component nothing but the role: it is said what is known.
 """
 
@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 from hast.control import StatusEntry
+from hast.counters import counters
 from hast.ffi import _hast
 from hast.metadata import Metadata
 from hast.outage import DETACHED
@@ -31,19 +32,11 @@ def primary_status(metadata: Metadata | None, arena: Arena | None, detached: boo
             entry["syncing"] = DETACHED
     if arena is None or metadata is None:
         return entry
-    seq, stats = arena.seq, arena.seq.stats
+    seq = arena.seq
+    entry |= counters(arena)
     entry |= {
         "status": "complete" if seq.connected and seq.ndirty == 0 else "degraded",
         "dirty": seq.ndirty * metadata.extentsize,
-        "stat_read": stats.read,
-        "stat_write": stats.write,
-        "stat_delete": getattr(stats, "del"),
-        "stat_flush": stats.flush,
-        "stat_activemap_update": stats.map_update,
-        "stat_read_error": stats.read_error,
-        "stat_write_error": stats.write_error,
-        "stat_delete_error": stats.delete_error,
-        "stat_flush_error": stats.flush_error,
         "idle_queue_size": seq.nfree,
         "local_queue_size": arena.ring_used(lib.HAST_RING_DISK),
         "send_queue_size": arena.ring_used(lib.HAST_RING_SEND),

@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from hast.channel import close_all
 from hast.component import Component, open_component
 from hast.config import Resource
 from hast.control import Role
+from hast.counters import counters, failures
 from hast.decision import Outcome
 from hast.errors import DiskError, HastError, UnavailableError
 from hast.ffi import _hast
@@ -72,6 +74,7 @@ class Secondary:
         self.stored = True  # what is on disk is `metadata`
         self._storing = False  # somebody sees to it that it will be
         self.pipeline: Pipeline | None = None
+        self._counted: Counter[str] = Counter()  # of the connections before
         self.connected = False
         self.peer = ""
         self._token = b""  # of the connection in force
@@ -361,6 +364,7 @@ class Secondary:
             await self._finish(pipeline, max(END_SECONDS, self.resource.timeout) if seconds is None else seconds)
         await pipeline.kill(*pipeline.stages)
         lacking = pipeline.unstored or pipeline.sync_error != 0
+        self._count(pipeline)
         await pipeline.close()
         self.pipeline = None  # not before: shutdown() cancels whoever is in here, and begins it again
         if lacking:
@@ -369,6 +373,15 @@ class Secondary:
             self.connected = False
             log.warning("%s: connection from %s ended: %s", self.resource.name, self.peer, why)
             self._hook("disconnect")
+
+    def _count(self, pipeline: Pipeline) -> None:
+        """The primary knows of no request more than that it has failed: what it was is said here."""
+        if pipeline.arena is None:
+            return
+        counted = counters(pipeline.arena)
+        if failed := failures(counted):
+            log.error("%s: component %s has failed requests (%s)", self.resource.name, self.resource.localpath, failed)
+        self._counted += counted
 
     def _lacks(self) -> None:
         """What was acknowledged because it was here is not on the disk for certain: a stage was killed, or the disk is
@@ -447,7 +460,9 @@ class Secondary:
         with contextlib.suppress(HastError):
             extents = extent_count(metadata.datasize, metadata.extentsize)
             entry["dirty"] = count_dirty(self.component.read_map(metadata), extents) * metadata.extentsize
-        return entry | {"extentsize": metadata.extentsize, "keepdirty": metadata.keepdirty}
+        arena = self.pipeline.arena if self.pipeline is not None else None
+        counted = self._counted + counters(arena) if arena is not None else self._counted
+        return entry | counted | {"extentsize": metadata.extentsize, "keepdirty": metadata.keepdirty}
 
     async def shutdown(self, leave: bool, abandoned: bool) -> None:
         """End the connection, give the component back. Never raises."""

@@ -118,7 +118,6 @@ refuse(struct hast_recv *r, uint32_t slot, const struct hast_wire_request *reque
 	bio->cmd = HAST_CMD_NONE;
 	bio->seq = request->seq;
 	bio->error[HAST_LOCAL] = EINVAL;
-	count_request(&r->secondary->seq->stats, request->cmd, 1);
 	answer(r, slot);
 	if (request->data.size == 0)
 		return RECV_TAKEN;

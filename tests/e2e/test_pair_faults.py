@@ -171,7 +171,8 @@ def test_a_secondary_that_cannot_store_what_the_handshake_asks_for(make_pair: Ma
 
 @pytest.mark.parametrize("kind", ["write", "delete", "flush"])
 def test_a_secondary_whose_disk_fails_a_request(make_pair: MakePair, kind: str) -> None:
-    """It is dropped, its client's request is done without it, and what it lacks stays marked until it has it."""
+    """It is dropped, its client's request is done without it, and what it lacks stays marked until it has it. Its own
+    node says what its disk has failed."""
     pair = make_pair({"disk": SIZE}, hooks=True)
     pair.create()
     disk = FaultDisk.under(pair.b)
@@ -195,6 +196,8 @@ def test_a_secondary_whose_disk_fails_a_request(make_pair: MakePair, kind: str) 
     eventually(lambda: f"disconnect {pair.a.name()}" in pair.events(pair.a), "it is dropped")
     failed = disk.stats().failed
     eventually(lambda: disk.stats().failed > failed, "it fails again")
+    assert f"component {pair.b.component()} has failed requests ({kind}: " in pair.b.said()
+    assert pair.b.status()[f"stat_{kind}_error"] >= 1
     write(pair.a, b"y", EXTENT + MIB)
     assert pair.a.dump()["dirty"] >= EXTENT
     disk.heal()
