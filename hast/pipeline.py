@@ -304,8 +304,10 @@ class Pipeline:
             self.stages.pop(number, None)
 
     async def close(self) -> None:
-        """Kill what still runs and give everything back."""
-        await self.kill(*self.stages)
+        """End what still runs, and give everything back. What the disk stage has begun is done in any case; that a
+        flush has failed it alone is told, so it is not killed before that."""
+        await self.kill(*(stage for stage in self.stages if stage != DISK))
+        await self.stop(DISK)
         for bell in self._bells.values():
             os.close(bell)
         self._bells.clear()

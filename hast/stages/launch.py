@@ -3,7 +3,8 @@
 Invariants:
 - The worker is single-threaded, so the child is a clean copy of it: nothing is imported or opened to start one.
 - The child never returns into the worker's code: it ends with os._exit().
-- A stage does not outlive its worker (PR_SET_PDEATHSIG, and end of file on its channel).
+- A stage does not outlive its worker (PR_SET_PDEATHSIG, and end of file on its channel). The disk stage ends what it
+  has begun before that, which the kernel does in any case: a flush among it that fails is told to nobody else.
 - Its end is known from a pidfd: no signal handler, no polling, no confusion with a reused pid.
 """
 
@@ -21,7 +22,7 @@ from setproctitle import setproctitle
 
 from hast.channel import Channel
 from hast.errors import HastError, refusal
-from hast.stages.context import StageContext
+from hast.stages.context import DISK, StageContext
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +74,15 @@ def ended(status: int) -> str:
     return f"exited with code {os.waitstatus_to_exitcode(status)}"
 
 
-def fork(title: str, keep: set[int], body: Callable[[], int], channel: Channel | None = None) -> Child:
+def fork(
+    title: str,
+    keep: set[int],
+    body: Callable[[], int],
+    channel: Channel | None = None,
+    at_parents_end: signal.Signals = signal.SIGKILL,
+) -> Child:
     """Fork a child that is titled `title`, keeps only the descriptors `keep`, and exits with body()'s result.
+    at_parents_end: the signal that it gets when its parent has ended.
 
     Raises TemporaryError when the system has no process or descriptor left, SystemCallError.
     """
@@ -84,7 +92,7 @@ def fork(title: str, keep: set[int], body: Callable[[], int], channel: Channel |
     except OSError as error:
         raise refusal(f"cannot start {title}: {error.strerror}", error.errno) from error
     if pid == 0:
-        _child(title, keep, body, parent)
+        _child(title, keep, body, parent, at_parents_end)
     try:
         return Child(pid, os.pidfd_open(pid), channel, title)
     except OSError as error:
@@ -102,15 +110,19 @@ def start_stage(context: StageContext, entry: Entry, channel: Channel) -> Child:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return entry(context)
 
-    child = fork(context.title, context.keep_fds(), body, channel)
+    # The disk stage sees the end of file, also when somebody has stopped it.
+    number = signal.SIGCONT if context.stage == DISK else signal.SIGKILL
+    child = fork(context.title, context.keep_fds(), body, channel, number)
     context.control.close()
     return child
 
 
-def _child(title: str, keep: set[int], body: Callable[[], int], parent: int) -> None:
+def _child(
+    title: str, keep: set[int], body: Callable[[], int], parent: int, at_parents_end: signal.Signals
+) -> None:
     code = os.EX_SOFTWARE
     try:
-        _prepare(keep, parent)
+        _prepare(keep, parent, at_parents_end)
         setproctitle(title)
         code = body()
     except HastError as error:
@@ -124,10 +136,10 @@ def _child(title: str, keep: set[int], body: Callable[[], int], parent: int) -> 
         os._exit(code)
 
 
-def _prepare(keep: set[int], parent: int) -> None:
+def _prepare(keep: set[int], parent: int, at_parents_end: signal.Signals) -> None:
     """Undo what belongs to the worker: signal handlers, its event loop's descriptors, its other channels."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != parent:
+    if libc.prctl(PR_SET_PDEATHSIG, at_parents_end, 0, 0, 0) != 0 or os.getppid() != parent:
         os._exit(os.EX_OSERR)
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1):

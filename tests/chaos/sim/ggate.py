@@ -124,7 +124,7 @@ class Ggate(Part):
         self.seen = 0
 
     def abandon(self) -> None:
-        """The stages are gone; what the disk had may happen or not."""
+        """The stages are gone; what the disk had may happen or not. The disk stage has heard of a flush that fails."""
         fate, disk = self.world.fate, self.disk
         for slot in self.disk_q:
             bio = self.seq.bio[slot]
@@ -136,8 +136,11 @@ class Ggate(Part):
                     disk.map_failed(self.seq.map_slab[0], fate)
             elif cmd in (WRITE, DELETE):
                 disk.may_happen(bio.offset >> 9, self.data[slot], fate)
+            elif cmd == FLUSH and not self.ill and self.world.fails_flush[self.node] and fate.chance(6):
+                self.flush_fails(self.marks[slot])
         self.disk_q.clear()
         self.oracle.lost(self.node, self.gone)
+        self.world.soften()
         self.gone.clear()
         if self.conn is not None:
             self.conn.here = False
@@ -384,8 +387,7 @@ class Ggate(Part):
                 return EIO
             if world.fails_flush[node] and fate.chance(6):
                 self.all_failed()
-                self.ill = world.doubt[node] = world.lost[node] = True
-                self.gone.update(disk.flush_failed(mark, fate))
+                self.flush_fails(mark)
                 self.oracle.lost(node, self.gone, self.served())
                 world.soften()
                 return EIO
@@ -411,6 +413,12 @@ class Ggate(Part):
             return EIO
         disk.write(first, values)
         return 0
+
+    def flush_fails(self, mark: int) -> None:
+        """The disk stage notes it before anybody is told."""
+        world, node = self.world, self.node
+        self.ill = world.doubt[node] = world.lost[node] = True
+        self.gone.update(self.disk.flush_failed(mark, world.fate))
 
     def served(self) -> bool:
         """Does the other node stand in for what is lost here? Where it can't, the flush is going to fail, and what is

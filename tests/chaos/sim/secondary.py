@@ -298,7 +298,10 @@ class Secondary(Part):
     def give_up_disk(self) -> None:
         fate = self.world.fate
         for request in self.disk_q:
-            if request.cmd != READ and request.cmd != FLUSH:
+            if request.cmd == FLUSH:
+                if not self.ill and self.world.fails_flush[self.node] and fate.chance(6):
+                    self.flush_failed(request.mark)  # which the disk stage has heard
+            elif request.cmd != READ:
                 self.disk.may_happen(request.first, request.data, fate)
         self.disk_q.clear()
 

@@ -1,0 +1,93 @@
+"""A flush of the disk is going to fail, and whoever waits for it is gone before: who comes after knows it all the same.
+
+The disk tells it once, to the disk stage, which therefore ends only when it has heard it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.e2e.node import eventually
+from tests.e2e.pair import Pair, PairNode
+from tests.e2e.test_block_device import stage_pid
+from tests.e2e.test_primary_disk import EXTENT, NEW, prepare
+from tests.e2e.test_role_disk import in_sync
+from tests.faultdisk import FaultDisk
+from tests.nbdclient import EIO, FLUSH, RawClient
+
+MakePair = Callable[..., Pair]
+EX_UNAVAILABLE = 69
+PATIENCE = 1.5  # seconds: longer than a stage is waited for that is to leave its resource to the next hastd
+
+
+def take_away(node: PairNode, who: str) -> None:
+    """The process that is meant is killed, or all of hastd is started anew in good order."""
+    assert node.hastd is not None
+    if who == "restart":
+        node.hastd.send_signal(signal.SIGUSR2)
+    elif who == "main":
+        node.hastd.kill()
+        node.hastd.wait()
+        node.hastd = None
+    elif who == "spawner":
+        os.kill(next(pid for pid, title in node.titles().items() if title == "hastd: spawner"), signal.SIGKILL)
+    else:
+        os.kill(stage_pid(node, "ggate") if who == "ggate stage" else int(node.status()["workerpid"]), signal.SIGKILL)
+
+
+def flush(pair: Pair) -> None:
+    """A client that may go without an answer."""
+    with contextlib.suppress(OSError, AssertionError), RawClient(pair.a.socket()) as client:
+        assert client.do(FLUSH).error != 0
+
+
+@contextlib.contextmanager
+def failing_flush(pair: Pair, disk: FaultDisk, start: int) -> Iterator[None]:
+    """Of what was written to the second extent, which it loses; it ends after those who are taken away in the body."""
+    with RawClient(pair.a.socket()) as client, ThreadPoolExecutor() as pool:
+        assert client.write(EXTENT, NEW) == 0
+        disk.hang("flush")
+        pool.submit(flush, pair)
+        eventually(lambda: disk.stats().waiting, "the disk is asked")
+        yield
+        time.sleep(PATIENCE)
+        with disk.backing.open("r+b") as file:
+            file.seek(start + EXTENT)
+            file.write(bytes(len(NEW)))
+        disk.fail("flush", errno.EIO, count=1)
+        disk.release()
+
+
+@pytest.mark.parametrize("who", ["ggate stage", "worker", "spawner", "main", "restart"])
+def test_primary(make_pair: MakePair, who: str) -> None:
+    pair, disk, start = prepare(make_pair, "pass", timeout=30)
+    node, ggate = pair.a, stage_pid(pair.a, "ggate")
+    with failing_flush(pair, disk, start):
+        take_away(node, who)
+        eventually(lambda: ggate not in node.pids(), "nobody waits for it any more")
+    if who == "main":
+        node.start()
+    eventually(lambda: stage_pid(node, "ggate") not in (0, ggate), "another ggate stage")
+    pair.wait_connected(node)
+    with RawClient(node.socket()) as client:
+        assert client.do(FLUSH).error == EIO
+    assert pair.data(pair.b)[EXTENT : EXTENT + len(NEW)] == NEW, "nothing is copied from what has lost it"
+
+
+def test_secondary_is_not_promoted(make_pair: MakePair) -> None:
+    """It had acknowledged what it has lost, and the primary is gone."""
+    pair, disk = in_sync(make_pair, "b")
+    start, recv = int(pair.b.dump()["localoff"]), stage_pid(pair.b, "recv")
+    with failing_flush(pair, disk, start):
+        take_away(pair.b, "worker")
+        eventually(lambda: recv not in pair.b.pids(), "nobody waits for it any more")
+        pair.a.kill()
+    eventually(lambda: pair.b.status()["workerpid"], "another worker")
+    assert pair.b.role("primary", check=False).returncode == EX_UNAVAILABLE
