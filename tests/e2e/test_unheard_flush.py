@@ -91,3 +91,13 @@ def test_secondary_is_not_promoted(make_pair: MakePair) -> None:
         pair.a.kill()
     eventually(lambda: pair.b.status()["workerpid"], "another worker")
     assert pair.b.role("primary", check=False).returncode == EX_UNAVAILABLE
+
+
+def test_disk_stage_that_is_stopped_ends_with_its_worker(pair: Pair) -> None:
+    """It is not killed, and must not keep its component from the next worker."""
+    stage = stage_pid(pair.a, "disk")
+    os.kill(stage, signal.SIGSTOP)
+    take_away(pair.a, "worker")
+    eventually(lambda: stage not in pair.a.pids(), "it is gone")
+    eventually(lambda: stage_pid(pair.a, "ggate"), "another worker's stages")
+    pair.wait_in_sync(pair.a)
