@@ -201,8 +201,7 @@ class Primary:
             detached = not self._mark_all()
         if not detached:
             arena.load_map(self.component.read_map(self.metadata))
-            # Map and metadata are relied on as durable from now on. Who wrote them may have died before the flush.
-            self.component.flush()
+            self._flush()
         arena.seq.detach_on_error = int(self.resource.on_io_error == "detach")
         arena.seq.mode = MODES[self.resource.replication]
         arena.seq.sync_rate = self.resource.syncrate
@@ -215,6 +214,15 @@ class Primary:
             lib.hast_seq_detach(arena.c)
         await self.pipeline.start(DISK, GGATE)
         self._lonely()
+
+    def _flush(self) -> None:
+        """Map and metadata are relied on as durable from now on. Who wrote them may have died before the flush. Of what
+        the disk loses now nobody is told, and the other node may have it: clients must not be shown what is left."""
+        assert self.component is not None and self.metadata is not None
+        if self.resource.remote is None or self.metadata.syncing:  # else it is read there
+            self.component.flush()
+        else:
+            flush(self.component, self.metadata, self.rundir)
 
     def _mark_all(self) -> bool:
         """It ended, or its ggate stage did, when it was known that the secondary has newer data, and not yet where.

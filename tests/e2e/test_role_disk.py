@@ -4,6 +4,8 @@ node is a secondary as soon as it can be one: nobody may ask for that again."""
 from __future__ import annotations
 
 import errno
+import os
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -140,6 +142,34 @@ def test_primary_that_fails_a_flush_when_it_is_started_anew_lacks_what_the_other
     pair.wait_in_sync(pair.b)
     with RawClient(pair.b.socket()) as client:
         assert client.read(BLOCK, BLOCK) == TEXT
+    assert pair.differing() is None
+
+
+@pytest.mark.parametrize("who", ["disk", "ggate", "worker"])
+def test_primary_that_fails_a_flush_when_its_stages_are_started_anew_shows_nothing_old(
+    make_pair: MakePair, who: str
+) -> None:
+    """One of its processes is killed, and the disk loses what is in its cache when the next one begins: no client has
+    asked for that flush, so none is told, and the secondary has everything."""
+    pair, disk = in_sync(make_pair, "a")
+    eventually(lambda: pair.a.dump()["localcnt"] == pair.b.dump()["remotecnt"], "the counters are in step")
+    start = int(pair.a.dump()["localoff"])
+    with RawClient(pair.a.socket()) as client:
+        assert client.write(BLOCK, TEXT) == 0
+    disk.fail("flush", errno.EIO, count=1)
+    title = f"hastd: {pair.a.name()} (primary)" + ("" if who == "worker" else f": {who}")
+    os.kill(next(pid for pid, of in pair.a.titles().items() if of == title), signal.SIGKILL)
+    eventually(lambda: "cannot be flushed" in pair.a.said(), "it has lost something")
+    with disk.backing.open("r+b") as file:
+        file.seek(start + BLOCK)
+        file.write(bytes(BLOCK))
+    eventually(lambda: pair.a.status()["role"] == "init", "it serves nobody")
+    assert pair.a.role("primary", check=False).returncode == EX_UNAVAILABLE
+    pair.b.set_role("primary")
+    with RawClient(pair.b.socket()) as client:
+        assert client.read(BLOCK, BLOCK) == TEXT
+    pair.a.set_role("secondary")
+    pair.wait_in_sync(pair.b)
     assert pair.differing() is None
 
 
