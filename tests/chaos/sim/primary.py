@@ -121,6 +121,10 @@ class Primary(Ggate):
         if self.meta.unmapped and not self.detached:
             self.fill_map()
             self.store(replace(self.meta, unmapped=False))
+        world, node = self.world, self.node
+        if self.running and not (self.detached or world.lost[node] or world.flushed(node, "primary", False)):
+            self.ill = True  # the next worker knows it, where it may be primary at all
+            raise WorkerFailed
         super().start_stages()
 
     def fill_map(self) -> None:
