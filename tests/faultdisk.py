@@ -194,13 +194,19 @@ class FaultDisk:
         count: int | None = None,
         within: tuple[int, int] | None = None,
         half: bool = False,
+        lose: bool = False,
     ) -> None:
         """The next `count` (else all) operations of these kinds fail with that errno, those that touch the bytes
-        `within` (else all; a flush has none). half: the first half of a write is done, in whole sectors."""
+        `within` (else all; a flush has none). half: the first half of a write is done, in whole sectors. lose: a flush
+        loses some of what was written before it and since cache(), and not flushed."""
         line = f"fail {kinds} {error}"
         line += f" count {count}" if count is not None else ""
         line += f" range {within[0]} {within[1]}" if within is not None else ""
-        self.command(line + (" half" if half else ""))
+        self.command(line + (" half" if half else "") + (" lose" if lose else ""))
+
+    def cache(self, seed: int) -> None:
+        """Remember from now on what is written and not flushed; the seed is that of what is lost, see fail()."""
+        self.command(f"cache {seed}")
 
     def delay(self, kinds: str, milliseconds: int) -> None:
         """Each operation of these kinds takes that much longer; 0: no longer."""

@@ -127,6 +127,37 @@ def test_fails_what_it_is_told_to(disk: FaultDisk) -> None:
         assert disk.stats().failed == 6
 
 
+def test_flush_that_fails_may_lose_what_was_not_flushed(disk: FaultDisk, tmp_path: Path) -> None:
+    """Some of it, sector by sector, once it is told; never what was flushed, nor what comes later. The log has it."""
+    pieces = range(0, 64 * 4096, 4096)
+    disk.cache(7)
+    disk.record(tmp_path / "log")
+    with opened(disk) as fd:
+        for at in pieces:
+            os.pwrite(fd, b"a" * 4096, at)
+        os.fdatasync(fd)
+        for text in (b"b", b"c"):
+            for at in pieces:
+                os.pwrite(fd, text * 4096, at)
+        punch(fd, MIB - 4096, 4096)
+        disk.fail("flush", errno.EIO, count=1, lose=True)
+        assert os.pread(fd, 4096, 0) == b"c" * 4096
+        failing(errno.EIO, os.fdatasync, fd)
+        sectors = {os.pread(fd, 512, at) for at in range(0, 64 * 4096, 512)}
+        assert sectors == {b"a" * 512, b"b" * 512, b"c" * 512}
+        kept = os.pread(fd, MIB, 0)
+        os.pwrite(fd, b"d" * 4096, 0)
+        disk.fail("flush", errno.EIO, count=1)
+        failing(errno.EIO, os.fdatasync, fd)
+        assert os.pread(fd, MIB, 0) == b"d" * 4096 + kept[4096:], "who is not told to lose something does not"
+    disk.record(None)
+    again = bytearray(bytes(range(256)) * 4096)
+    for entry in entries(tmp_path / "log"):
+        if entry.stored:
+            again[entry.offset : entry.offset + entry.stored] = entry.data or bytes(entry.stored)
+    assert again == disk.backing.read_bytes()
+
+
 def test_hangs_and_goes_on(disk: FaultDisk) -> None:
     """A flush that hangs holds up neither reads nor attributes; a disk that is closed frees who waits for it."""
     with opened(disk) as fd:

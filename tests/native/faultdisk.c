@@ -8,8 +8,10 @@
  *
  *   record PATH              log every mutation and flush from now on, in the order of completion; see struct entry
  *   record off
- *   fail KINDS ERRNO [count N] [range FROM TO] [half]
- *                            the next N (else all) that touch the range (else any) fail; half: a write is half done
+ *   cache SEED               remember from now on what was not flushed, for `lose`
+ *   fail KINDS ERRNO [count N] [range FROM TO] [half] [lose]
+ *                            the next N (else all) that touch the range (else any) fail; half: a write is half done;
+ *                            lose: a flush loses some of what was not flushed before
  *   delay KINDS MS           each takes that much longer; 0: no more
  *   hang KINDS               they wait until heal (or release)
  *   release                  what hangs goes on

@@ -19,7 +19,14 @@ struct rule {
 	int error;
 	int64_t count;			/* left; -1: all */
 	uint64_t from, to;
-	int half;
+	int half, lose;
+};
+
+/* What stood where something was written that was not flushed since. */
+struct before {
+	struct before *next;		/* the one that was written before it */
+	uint64_t end, offset, length;	/* end: of the write */
+	char data[];
 };
 
 struct job {
@@ -42,7 +49,10 @@ struct disk {
 	uint32_t hung;			/* mask of kinds */
 	int readonly;
 	uint64_t count[KINDS], failed;
-	pthread_mutex_t io;		/* backing and log, see the second invariant of faultdisk.c */
+	pthread_mutex_t io;		/* backing, log and what follows, see the second invariant of faultdisk.c */
+	int caching;
+	struct before *before;		/* the last one first */
+	uint64_t chance;		/* state of the generator */
 };
 
 /* faultdisk.c: life. die() ends the program with errno's text; now() is CLOCK_MONOTONIC in nanoseconds. */
@@ -59,6 +69,16 @@ void *serve(void *argument);
 void add_job(struct disk *d, const struct fuse_in_header *in, enum kind kind, uint64_t offset, uint64_t length,
     uint32_t mode, const char *data);
 void *work(void *argument);
+uint64_t put(const struct disk *d, const char *data, uint64_t offset, uint64_t length, int *error);
+void record(const struct disk *d, const struct job *job, const char *data, int error, uint64_t stored);
+
+/* faultdisk_cache.c: a volatile cache, all under the lock io. remember() before a write; written() after it; flushed()
+   when a flush that began at `begin` has succeeded; lose() some of what was not flushed, and forget all of it. */
+void begin_cache(struct disk *d, uint64_t seed);
+void remember(struct disk *d, uint64_t offset, uint64_t length);
+void written(struct disk *d);
+void flushed(struct disk *d, uint64_t begin);
+void lose(struct disk *d);
 
 /* faultdisk_control.c: commands. converse() is a thread. */
 void listen_on(struct disk *d);

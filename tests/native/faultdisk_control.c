@@ -87,6 +87,8 @@ do_fail(struct disk *d, char *rest)
 	while ((word = strsep(&rest, " ")) != NULL) {
 		if (strcmp(word, "half") == 0) {
 			rule.half = 1;
+		} else if (strcmp(word, "lose") == 0) {
+			rule.lose = 1;
 		} else if (strcmp(word, "count") == 0 && number(&rest, &value) && value > 0 && value < INT64_MAX) {
 			rule.count = (int64_t)value;
 		} else if (strcmp(word, "range") != 0 || !number(&rest, &rule.from) || !number(&rest, &rule.to)) {
@@ -110,6 +112,19 @@ do_record(struct disk *d, const char *path)
 	d->log = fd;
 	pthread_mutex_unlock(&d->io);
 	return ok;
+}
+
+static int
+do_cache(struct disk *d, char *rest)
+{
+	uint64_t seed;
+
+	if (!number(&rest, &seed))
+		return 0;
+	pthread_mutex_lock(&d->io);
+	begin_cache(d, seed);
+	pthread_mutex_unlock(&d->io);
+	return 1;
 }
 
 static int
@@ -169,9 +184,9 @@ obey(struct disk *d, char *line, char *answer, size_t size)
 		_exit(0);
 	if (strcmp(word, "quit") == 0)
 		unmount_and_end(d);
-	if (strcmp(word, "record") == 0) {
-		ok = do_record(d, rest);
-		(void)snprintf(answer, size, "%s\n", ok ? "ok" : "error cannot record there");
+	if (strcmp(word, "record") == 0 || strcmp(word, "cache") == 0) {
+		ok = *word == 'r' ? do_record(d, rest) : do_cache(d, rest);
+		(void)snprintf(answer, size, "%s\n", ok ? "ok" : "error cannot do that there");
 		return;
 	}
 	pthread_mutex_lock(&d->lock);

@@ -26,7 +26,7 @@ struct entry {
 	uint64_t stored;
 };
 
-static uint64_t
+uint64_t
 put(const struct disk *d, const char *data, uint64_t offset, uint64_t length, int *error)
 {
 	uint64_t done = 0;
@@ -64,14 +64,14 @@ zero(const struct disk *d, uint64_t offset, uint64_t length, int *error)
 	return at - offset;
 }
 
-static void
-record(const struct disk *d, const struct job *job, int error, uint64_t stored)
+void
+record(const struct disk *d, const struct job *job, const char *data, int error, uint64_t stored)
 {
 	struct entry entry = {
 		.magic = ENTRY_MAGIC, .kind = job->kind, .error = error, .mode = job->mode, .begin = job->begin,
 		.end = now(), .offset = job->offset, .length = job->length, .stored = stored,
 	};
-	struct iovec iov[2] = { { &entry, sizeof(entry) }, { (void *)(uintptr_t)job->data, stored } };
+	struct iovec iov[2] = { { &entry, sizeof(entry) }, { (void *)(uintptr_t)data, stored } };
 	int n = job->kind == WRITE && stored > 0 ? 2 : 1;
 	size_t size = sizeof(entry) + (n == 2 ? stored : 0);
 
@@ -98,29 +98,36 @@ do_read(struct disk *d, struct job *job, int error)
 }
 
 static void
-do_mutation(struct disk *d, struct job *job, int error, int half)
+do_mutation(struct disk *d, struct job *job, int error, const struct rule *rule)
 {
 	struct fuse_write_out out = { .size = (uint32_t)job->length };
 	uint64_t length = job->length, stored = 0;
 	int failed = 0;
 
 	if (error != 0)
-		length = half ? length / 2 / SECTOR * SECTOR : 0;
+		length = rule->half ? length / 2 / SECTOR * SECTOR : 0;
 	pthread_mutex_lock(&d->io);
+	remember(d, job->offset, length);
 	if (job->kind == WRITE)
 		stored = put(d, job->data, job->offset, length, &failed);
 	else if (job->kind == DELETE && length > 0)
 		stored = zero(d, job->offset, length, &failed);
+	written(d);
 	if (error == 0)
 		error = failed;
-	record(d, job, error, stored);
-	pthread_mutex_unlock(&d->io);
+	record(d, job, job->data, error, stored);
+	if (job->kind == FLUSH && error == 0)
+		flushed(d, job->begin);
+	/* Whoever is told of a loss is told of it before anybody can see it. */
 	reply(d, job->unique, error, &out, job->kind == WRITE ? sizeof(out) : 0);
+	if (job->kind == FLUSH && error != 0 && rule->lose)
+		lose(d);
+	pthread_mutex_unlock(&d->io);
 }
 
-/* The error that the job is to have; a rule that applies is used up by one. Under the lock. */
+/* The error that the job is to have, and the rule that says so; one that applies is used up by one. Under the lock. */
 static int
-verdict(struct disk *d, const struct job *job, int *half)
+verdict(struct disk *d, const struct job *job, struct rule *why)
 {
 	int touches;
 
@@ -133,7 +140,7 @@ verdict(struct disk *d, const struct job *job, int *half)
 			continue;
 		if (rule->count > 0 && --rule->count == 0)
 			rule->kinds = 0;
-		*half = rule->half;
+		*why = *rule;
 		d->failed++;
 		return rule->error;
 	}
@@ -169,14 +176,15 @@ work(void *argument)
 	for (;;) {
 		struct job *job;
 		struct timespec pause;
+		struct rule why = { .kinds = 0 };
 		uint64_t ms;
-		int error, half = 0;
+		int error;
 
 		pthread_mutex_lock(&d->lock);
 		while ((job = next_job(d)) == NULL)
 			pthread_cond_wait(&d->more, &d->lock);
 		ms = d->delay[job->kind];
-		error = verdict(d, job, &half);
+		error = verdict(d, job, &why);
 		pthread_mutex_unlock(&d->lock);
 		pause.tv_sec = (time_t)(ms / 1000);
 		pause.tv_nsec = (long)(ms % 1000) * 1000000;
@@ -185,7 +193,7 @@ work(void *argument)
 		if (job->kind == READ)
 			do_read(d, job, error);
 		else
-			do_mutation(d, job, error, half);
+			do_mutation(d, job, error, &why);
 		free(job);
 	}
 	return NULL;

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import zlib
 from typing import BinaryIO
 
 from tests.chaos.nemesis.model import SECTOR
@@ -32,6 +33,7 @@ class Cache:
         self.disk.record(None)
         self.log.unlink(missing_ok=True)
         self.disk.record(self.log)
+        self.disk.cache(zlib.crc32(str(self.log).encode()))
         shutil.copyfile(self.disk.backing, self.base)
 
     def lose(self, rng: random.Random) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hast import boot
+from hast import boot, promotion
 from hast.activemap import METADATA_SIZE
 from hast.control import Role
 from hast.errors import DataError, HastError
@@ -400,11 +400,19 @@ class Cluster:
     def behind(self, node: PairNode) -> str:
         """Why the node may lack what was acknowledged by the other one; empty: it has it all."""
         mine, other = self.metadata(node), self.metadata(self.pair.other(node))
-        if mine.syncing:
+        if mine.syncing or self.lacking(node):
             return "it is being synchronised"
         if (other.alone and other.prevrole is Role.PRIMARY) or other.pair.localcnt != mine.pair.remotecnt:
             return "the other one has written alone"
         return ""
+
+    def lacking(self, node: PairNode) -> bool:
+        """It is a target, and its disk does not say so: it has failed, or has lost what it was to say."""
+        data = self.metadata(node)
+        if self.usable(node) and self.role(node) == "secondary" and node.status()["syncing"] == 1:
+            return True
+        lost = boot.lost(node.rundir, node.name()) and not promotion.whole(data)
+        return lost or bool(boot.outdated(node.rundir, node.name(), data.resuid))
 
     def connected(self) -> bool:
         """Both say that they have each other."""

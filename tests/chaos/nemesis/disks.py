@@ -30,6 +30,11 @@ def fail(kinds: str, *, some: bool = False) -> Harm:
     return harm
 
 
+def lose(disk: FaultDisk, rng: random.Random) -> None:
+    """The next flush fails, or the next few; what was not flushed before the first one that fails is gone, or not."""
+    disk.fail("flush", errno.EIO, count=rng.choice([1, 1, 3]), lose=True)
+
+
 def full(disk: FaultDisk, rng: random.Random) -> None:
     disk.full()
 
@@ -70,6 +75,28 @@ def of_secondary(harm: Harm) -> Inject:
             time.sleep(seconds)
             disk.heal()
         return True
+
+    return inject
+
+
+def lost_in_death(kind: str) -> Inject:
+    """A flush of the secondary fails, and one of its processes is killed at about the same time. The disk stage is the
+    only one that is told (docs/reliability.md, Not promised), so that one dies before."""
+
+    def inject(cluster: Cluster, operator: Operator, rng: random.Random) -> bool:
+        node = cluster.secondary
+        disk = under(cluster, node)
+        if disk is None or len(cluster.clients) > 1 or not cluster.usable(node):
+            return False
+        if early := kind != "disk" and rng.random() < 0.5:
+            lose(disk, rng)
+            time.sleep(rng.choice([0, 0.01, 0.05]))
+        killed = cluster.kill(node, kind)
+        if not early:
+            lose(disk, rng)
+        time.sleep(rng.uniform(0.2, 2))
+        disk.heal()
+        return killed
 
     return inject
 

@@ -31,6 +31,7 @@ HARMS: dict[str, disks.Harm] = {
     "some writes fail": disks.fail("write", some=True),
     "all writes fail": disks.fail("write"),
     "some flushes fail": disks.fail("flush", some=True),
+    "flushes fail and lose": disks.lose,
     "some reads fail": disks.fail("read", some=True),
     "everything fails": disks.fail("all"),
     "full": disks.full,
@@ -99,6 +100,10 @@ TABLE: tuple[Fault, ...] = (
     Fault("net: narrow", wires.wire(wires.narrow), 2, where="net"),
     Fault("net: loose contact", wires.flaps, 2, where="net"),
     *(Fault(f"disk of secondary: {what}", disks.of_secondary(harm), where="disk") for what, harm in HARMS.items()),
+    *(
+        Fault(f"disk of secondary: flush lost, {kind} killed", disks.lost_in_death(kind), where="disk")
+        for kind in ("disk", "recv", "worker")
+    ),
     *(
         Fault(f"disk of primary: {what}", disks.of_primary(harm), where="disk")
         for what, harm in HARMS.items()
