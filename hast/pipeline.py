@@ -6,6 +6,7 @@ Invariants:
 - Stages are killed, and collected, before new ones are started: a component never has two writers, a ring never
   two producers.
 - A disk stage is told that one before it, or the worker, has failed a flush: the disk may not say so again.
+- A disk stage that waits for a flush is not killed: what becomes of that would be told to nobody.
 - The worker's own descriptors (component, FUSE channel) are not touched by any of this. A connection's descriptors
   belong to its stages: the worker's copies are closed when those run.
 """
@@ -17,6 +18,7 @@ import contextlib
 import errno
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
@@ -253,6 +255,11 @@ class Pipeline:
         return failed or self.settings.disk.sync_error
 
     @property
+    def _flushing(self) -> bool:
+        """Whether the disk stage waits for a flush of the component."""
+        return self.arena is not None and int(self.arena.stage(DISK).extra[1]) != 0
+
+    @property
     def unstored(self) -> bool:
         """Whether the secondary's recv stage has told the primary that it has a write, and that is not on the disk."""
         return self.arena is not None and int(self.arena.stage(RECV).extra[1]) != 0
@@ -269,7 +276,7 @@ class Pipeline:
 
     async def stop(self, *stages: int, seconds: float = END_SECONDS) -> bool:
         """Have these stages finish what is under way, one after the other; who does not end in time is killed. Whether
-        none had to be."""
+        none had to be. Not while it waits for a flush: a disk that hangs before it fails takes longer than that."""
         in_time = True
         for number in stages:
             stage = self.stages.get(number)
@@ -281,7 +288,13 @@ class Pipeline:
                 await asyncio.wait([stage.end], timeout=CLIENT_SECONDS)
                 if not stage.end.done():
                     self.send(number, {"cmd": "drop"})
+            if number == DISK:
+                stage.child.send(signal.SIGCONT)  # as when the worker dies (hast/stages/launch.py)
             await asyncio.wait([stage.end], timeout=seconds)
+            if number == DISK and self._flushing and not stage.end.done():
+                log.warning("%s: waiting for its disk to end a flush", self.settings.resource)
+                while self._flushing and not stage.end.done():
+                    await asyncio.wait([stage.end], timeout=seconds)
             if not stage.end.done():
                 in_time = False
                 log.warning("%s: %s stage does not end, killing it", self.settings.resource, STAGE_NAMES[number])

@@ -80,6 +80,13 @@ sync_failed(struct hast_disk *d, int error)
 		spoil_note(d->note);
 }
 
+/* While it is so the worker does not kill this stage: what becomes of the fdatasync would be told to nobody. */
+static void
+set_syncing(struct hast_disk *d, uint64_t syncing)
+{
+	__atomic_store_n(&d->line->extra[1], syncing, __ATOMIC_SEQ_CST);
+}
+
 /* One fdatasync for all that have asked up to now. */
 static void
 sync_begin(struct hast_disk *d)
@@ -90,6 +97,7 @@ sync_begin(struct hast_disk *d)
 	d->unsynced.head = NULL;
 	d->sync_op->call = DISK_SYNC;
 	d->sync_op->error = 0;
+	set_syncing(d, 1);
 	d->engine->start(d, d->sync_op);
 }
 
@@ -112,6 +120,8 @@ sync_end(struct hast_disk *d, long result)
 		finish(d, op);
 	}
 	sync_begin(d);
+	if (d->syncing.head == NULL)
+		set_syncing(d, 0);
 }
 
 static void
@@ -335,6 +345,7 @@ attach(struct hast_disk *d, struct hast_arena *a, const struct hast_disk_options
 	d->line = &a->stage[HAST_STAGE_DISK];
 	d->leader = &a->stage[opt->done_stage].extra[0];
 	sync_failed(d, opt->sync_error);
+	set_syncing(d, 0);
 }
 
 static void

@@ -9,6 +9,7 @@
  *   the same errno: the kernel tells of lost pages only once, and what they held is not durable because a later call
  *   succeeds. extra[0] of the stage's line has that errno, so that the next context on the same component is begun with it.
  *   Before anybody is told of the failure the file `note`, which may say that nothing of the cache was lost, says the contrary;
+ *   extra[1] is not 0 from before an fdatasync begins until that is done;
  * - a MAP bio with HAST_BIO_DURABLE is complete when it is written and durable;
  * - nothing outside [data_offset, data_offset + datasize) is written by READ, WRITE, DELETE, nothing outside the map by MAP:
  *   checked here again, whatever the ring says;

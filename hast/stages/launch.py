@@ -62,8 +62,12 @@ class Child:
 
     def kill(self) -> None:
         """SIGKILL, if it is still there."""
+        self.send(signal.SIGKILL)
+
+    def send(self, number: signal.Signals) -> None:
+        """This signal, if it is still there."""
         if self.status is None:
-            os.kill(self.pid, signal.SIGKILL)
+            os.kill(self.pid, number)
 
 
 def ended(status: int) -> str:

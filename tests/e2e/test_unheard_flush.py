@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from hast.pipeline import END_SECONDS
 from tests.e2e.node import eventually
 from tests.e2e.pair import Pair, PairNode
 from tests.e2e.test_block_device import stage_pid
@@ -25,6 +26,7 @@ from tests.nbdclient import EIO, FLUSH, RawClient
 MakePair = Callable[..., Pair]
 EX_UNAVAILABLE = 69
 PATIENCE = 1.5  # seconds: longer than a stage is waited for that is to leave its resource to the next hastd
+LONGER = END_SECONDS + 3  # than a stage is waited for that is to end: an ill disk may hang before it fails
 
 
 def take_away(node: PairNode, who: str) -> None:
@@ -49,15 +51,16 @@ def flush(pair: Pair) -> None:
 
 
 @contextlib.contextmanager
-def failing_flush(pair: Pair, disk: FaultDisk, start: int) -> Iterator[None]:
-    """Of what was written to the second extent, which it loses; it ends after those who are taken away in the body."""
+def failing_flush(pair: Pair, disk: FaultDisk, start: int, patience: float = PATIENCE) -> Iterator[None]:
+    """Of what was written to the second extent, which it loses; it ends so many seconds after those who are taken away
+    in the body."""
     with RawClient(pair.a.socket()) as client, ThreadPoolExecutor() as pool:
         assert client.write(EXTENT, NEW) == 0
         disk.hang("flush")
         pool.submit(flush, pair)
         eventually(lambda: disk.stats().waiting, "the disk is asked")
         yield
-        time.sleep(PATIENCE)
+        time.sleep(patience)
         with disk.backing.open("r+b") as file:
             file.seek(start + EXTENT)
             file.write(bytes(len(NEW)))
@@ -65,11 +68,15 @@ def failing_flush(pair: Pair, disk: FaultDisk, start: int) -> Iterator[None]:
         disk.release()
 
 
-@pytest.mark.parametrize("who", ["ggate stage", "worker", "spawner", "main", "restart"])
-def test_primary(make_pair: MakePair, who: str) -> None:
+@pytest.mark.parametrize(
+    ("who", "patience"),
+    [(who, PATIENCE) for who in ("ggate stage", "worker", "spawner", "main", "restart")]
+    + [(who, LONGER) for who in ("ggate stage", "main", "restart")],
+)
+def test_primary(make_pair: MakePair, who: str, patience: float) -> None:
     pair, disk, start = prepare(make_pair, "pass", timeout=30)
     node, ggate = pair.a, stage_pid(pair.a, "ggate")
-    with failing_flush(pair, disk, start):
+    with failing_flush(pair, disk, start, patience):
         take_away(node, who)
         eventually(lambda: ggate not in node.pids(), "nobody waits for it any more")
     if who == "main":
@@ -93,11 +100,23 @@ def test_secondary_is_not_promoted(make_pair: MakePair) -> None:
     assert pair.b.role("primary", check=False).returncode == EX_UNAVAILABLE
 
 
-def test_disk_stage_that_is_stopped_ends_with_its_worker(pair: Pair) -> None:
-    """It is not killed, and must not keep its component from the next worker."""
-    stage = stage_pid(pair.a, "disk")
+def test_secondary_whose_disk_hangs_before_it_fails_is_not_promoted(make_pair: MakePair) -> None:
+    """Neither of its stages ends in time."""
+    pair, disk = in_sync(make_pair, "b")
+    start = int(pair.b.dump()["localoff"])
+    with failing_flush(pair, disk, start, END_SECONDS + LONGER):
+        pair.a.kill()
+    eventually(lambda: "connection from" in pair.b.said(), "the connection has ended")
+    assert pair.b.role("primary", check=False).returncode == EX_UNAVAILABLE
+
+
+@pytest.mark.parametrize("who", ["ggate stage", "worker"])
+def test_disk_stage_that_is_stopped_ends_all_the_same(pair: Pair, who: str) -> None:
+    """It is not killed, and must not keep its component from who comes next."""
+    stage, ggate = stage_pid(pair.a, "disk"), stage_pid(pair.a, "ggate")
     os.kill(stage, signal.SIGSTOP)
-    take_away(pair.a, "worker")
+    take_away(pair.a, who)
     eventually(lambda: stage not in pair.a.pids(), "it is gone")
-    eventually(lambda: stage_pid(pair.a, "ggate"), "another worker's stages")
+    eventually(lambda: stage_pid(pair.a, "ggate") not in (0, ggate), "other stages")
     pair.wait_in_sync(pair.a)
+    assert "does not end" not in pair.a.said()
