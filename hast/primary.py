@@ -88,8 +88,9 @@ class Primary:
         unrecorded = unrecorded or isinstance(self.component, AbsentComponent)
         role = self.metadata.prevrole
         outdated = self.metadata.syncing and role is Role.PRIMARY  # and served by the other node
-        if resource.remote is not None and not outdated and (role is Role.SECONDARY or not again):
-            self.metadata = flush(self.component, self.metadata, self.rundir, boot.lost(self.rundir, resource.name))
+        lost = boot.lost(self.rundir, resource.name)
+        if resource.remote is not None and not outdated and (role is Role.SECONDARY or not again or lost):
+            self.metadata = flush(self.component, self.metadata, self.rundir, lost)
         virgin = self._become_primary()
         self.frontend.choose(left)
         settings = self._settings()
@@ -217,12 +218,14 @@ class Primary:
 
     def _flush(self) -> None:
         """Map and metadata are relied on as durable from now on. Who wrote them may have died before the flush. Of what
-        the disk loses now nobody is told, and the other node may have it: clients must not be shown what is left."""
-        assert self.component is not None and self.metadata is not None
+        the disk loses now, or has lost when those died who would have told, no client knows, and the other node may
+        have it: none must be shown what is left."""
+        assert self.component is not None and self.metadata is not None and self.pipeline is not None
         if self.resource.remote is None or self.metadata.syncing:  # else it is read there
             self.component.flush()
-        else:
-            flush(self.component, self.metadata, self.rundir)
+        elif flush(self.component, self.metadata, self.rundir, self.pipeline.sync_error != 0) != self.metadata:
+            name, path = self.resource.name, self.resource.localpath
+            raise DiskError(f"{name}: component {path} has failed a flush: the other node may have what it has lost")
 
     def _mark_all(self) -> bool:
         """It ended, or its ggate stage did, when it was known that the secondary has newer data, and not yet where.

@@ -74,6 +74,7 @@ def failing_flush(pair: Pair, disk: FaultDisk, start: int, patience: float = PAT
     + [(who, LONGER) for who in ("ggate stage", "main", "restart")],
 )
 def test_primary(make_pair: MakePair, who: str, patience: float) -> None:
+    """No client was told, and the secondary may have what was lost: nothing older is shown here, nor copied there."""
     pair, disk, start = prepare(make_pair, "pass", timeout=30)
     node, ggate = pair.a, stage_pid(pair.a, "ggate")
     with failing_flush(pair, disk, start, patience):
@@ -81,11 +82,40 @@ def test_primary(make_pair: MakePair, who: str, patience: float) -> None:
         eventually(lambda: ggate not in node.pids(), "nobody waits for it any more")
     if who == "main":
         node.start()
-    eventually(lambda: stage_pid(node, "ggate") not in (0, ggate), "another ggate stage")
-    pair.wait_connected(node)
-    with RawClient(node.socket()) as client:
-        assert client.do(FLUSH).error == EIO
+    eventually(lambda: "a mix of old and new" in node.said(), "it may not be primary")
+    eventually(lambda: node.status()["role"] == "init", "it serves nobody")
+    assert node.role("primary", check=False).returncode == EX_UNAVAILABLE
     assert pair.data(pair.b)[EXTENT : EXTENT + len(NEW)] == NEW, "nothing is copied from what has lost it"
+    pair.b.set_role("primary")
+    with RawClient(pair.b.socket()) as client:
+        assert client.read(EXTENT, len(NEW)) == NEW
+    node.set_role("secondary")
+    pair.wait_in_sync(pair.b)
+    assert pair.differing() is None
+
+
+@pytest.mark.parametrize("who", ["disk stage", "worker"])
+def test_primary_whose_client_was_told(make_pair: MakePair, who: str) -> None:
+    """The secondary is away, and has all that the disk has lost: who comes after does not show what is left."""
+    pair, disk, start = prepare(make_pair, "pass")
+    with RawClient(pair.a.socket()) as client:
+        assert client.write(EXTENT, NEW) == 0
+        pair.b.kill()
+        eventually(lambda: "lost" in pair.a.said().rpartition("connected to")[2], "the secondary is gone")
+        disk.fail("flush", errno.EIO, count=1)
+        assert client.do(FLUSH).error == EIO
+    with disk.backing.open("r+b") as file:
+        file.seek(start + EXTENT)
+        file.write(bytes(len(NEW)))
+    os.kill(stage_pid(pair.a, "disk") if who == "disk stage" else int(pair.a.status()["workerpid"]), signal.SIGKILL)
+    eventually(lambda: pair.a.status()["role"] == "init", "it serves nobody")
+    pair.b.start()
+    pair.b.set_role("primary")
+    with RawClient(pair.b.socket()) as client:
+        assert client.read(EXTENT, len(NEW)) == NEW
+    pair.a.set_role("secondary")
+    pair.wait_in_sync(pair.b)
+    assert pair.differing() is None
 
 
 def test_secondary_is_not_promoted(make_pair: MakePair) -> None:

@@ -136,10 +136,10 @@ class Ggate(Part):
                     disk.map_failed(self.seq.map_slab[0], fate)
             elif cmd in (WRITE, DELETE):
                 disk.may_happen(bio.offset >> 9, self.data[slot], fate)
-            elif cmd == FLUSH and not self.ill and self.world.fails_flush[self.node] and fate.chance(6):
+            elif cmd == FLUSH and not self.ill and self.world.fails_flush[self.node] and fate.chance(2):
                 self.flush_fails(self.marks[slot])
         self.disk_q.clear()
-        self.oracle.lost(self.node, self.gone)
+        self.oracle.lost_alone(self.node, self.gone, self.world.whole(self.node) or self.oracle.counted(self.node))
         self.world.soften()
         self.gone.clear()
         if self.conn is not None:

@@ -44,11 +44,10 @@ def heal(w: World) -> None:
     if w.tells:
         w.say("-- all faults end --")
     w.partition = False
-    part = roles(w)
-    settle(w, part.node)
+    node = settle(w, roles(w).node)
     if w.lasting:
-        outlive(w, part.node, move)
-        settle(w, part.node)
+        outlive(w, node, move)
+        settle(w, node)
     finish(w)
 
 
@@ -80,8 +79,8 @@ def may_lead(w: World, node: int) -> bool:
     return not (meta.syncing or w.outdated[node]) or meta.prevrole is Role.PRIMARY
 
 
-def settle(w: World, node: int) -> None:
-    """Until both nodes are at rest and in sync."""
+def settle(w: World, node: int) -> int:
+    """Until both nodes are at rest and in sync. The primary, which need not be the one that it was."""
     still = 0
     for _ in range(ROUNDS):
         part = w.parts[node]
@@ -94,6 +93,8 @@ def settle(w: World, node: int) -> None:
         before = part.stage
         if part.ill or (part.detached and part.seq.quiet()):
             w.fail(node, well=True)
+            if w.parts[node] is None:  # the other one may have more
+                node = roles(w).node
             continue
         if move(w, part, other, True):
             still = 0
@@ -104,7 +105,7 @@ def settle(w: World, node: int) -> None:
                     give_up(w, 1 - node, part.refusal)
             continue
         if at_rest(part, other):
-            return
+            return node
         part.lib.hast_seq_sync_tick(part.arena, 1000)
         part.look()
         if not part.s.sync_on:

@@ -122,9 +122,11 @@ class Primary(Ggate):
             self.fill_map()
             self.store(replace(self.meta, unmapped=False))
         world, node = self.world, self.node
-        if self.running and not (self.detached or world.lost[node] or world.flushed(node, "primary", False)):
-            self.ill = True  # the next worker knows it, where it may be primary at all
-            raise WorkerFailed
+        if self.running and not self.detached:
+            meta = self.disk.meta
+            if not world.flushed(node, "primary", False) or self.disk.meta != meta:
+                self.ill = True  # the next worker knows it, where it may be primary at all
+                raise WorkerFailed
         super().start_stages()
 
     def fill_map(self) -> None:
@@ -449,8 +451,5 @@ class Primary(Ggate):
     def die(self) -> None:
         """All its processes are gone."""
         self.abandon()
-        if self.gone:
-            self.oracle.lost(self.node, self.gone)  # a worker that knew it and has told nobody
-            self.world.soften()
         if self.coming is not None:
             self.coming.here = False

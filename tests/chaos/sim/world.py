@@ -180,7 +180,7 @@ class World:
         disk, fate = self.disks[node], self.fate
         meta = disk.meta
         primary = meta.prevrole is Role.PRIMARY
-        if role == "primary" and ((meta.syncing and primary) or (again and primary)):
+        if role == "primary" and ((meta.syncing and primary) or (again and primary and not self.lost[node])):
             return True
         target = replace(meta, syncing=True, unsaid=True, prevrole=Role.SECONDARY)
         whole = self.whole(node)
@@ -293,7 +293,7 @@ class World:
         again = list(part.ops.values()) if part.role == "primary" else []
         part.die()
         self.parts[node] = None
-        self.start_role(node, part.role, again=True)
+        self.start_role(node, part.role, again=not well)
         new = self.parts[node]
         if new is not None and new.role == "primary":
             new.ill = part.ill and not well and not new.meta.syncing
