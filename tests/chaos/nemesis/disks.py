@@ -57,6 +57,12 @@ def under(cluster: Cluster, node: PairNode) -> FaultDisk | None:
     return None if busy or not node.disks else node.disks[0]
 
 
+def has_all(cluster: Cluster) -> bool:
+    """The primary can do without what its secondary's disk loses."""
+    node = cluster.primary
+    return cluster.usable(node) and not cluster.metadata(node).syncing and not cluster.behind(node)
+
+
 def of_secondary(harm: Harm) -> Inject:
     """Clients are not to notice; it may last until the round's end."""
 
@@ -64,6 +70,8 @@ def of_secondary(harm: Harm) -> Inject:
         node = cluster.secondary
         disk = under(cluster, node)
         if disk is None or len(cluster.clients) > 1 or not cluster.alive(node):
+            return False
+        if harm is lose and not has_all(cluster):
             return False
         harm(disk, rng)
         seconds = rng.choice([rng.uniform(0.05, 1), cluster.setup.timeout + rng.uniform(0.5, 2)])
@@ -86,7 +94,7 @@ def lost_in_death(kind: str) -> Inject:
     def inject(cluster: Cluster, operator: Operator, rng: random.Random) -> bool:
         node = cluster.secondary
         disk = under(cluster, node)
-        if disk is None or len(cluster.clients) > 1 or not cluster.usable(node):
+        if disk is None or len(cluster.clients) > 1 or not cluster.usable(node) or not has_all(cluster):
             return False
         if early := kind != "disk" and rng.random() < 0.5:
             lose(disk, rng)
