@@ -10,18 +10,20 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import secrets
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hast import boot, promotion
-from hast.channel import Channel, Message
+from hast.channel import Channel, ChannelClosedError, Message
 from hast.config import Resource
 from hast.errors import HastError, SystemCallError, TemporaryError
 from hast.metadata import Metadata
@@ -55,8 +57,8 @@ async def amend(resource: Resource, rundir: Path, change: str) -> bool:
     except TimeoutError:
         raise TemporaryError(f"{resource.name}: component {resource.localpath} does not answer") from None
     finally:
+        # It is not killed: a flush that fails it later would be unheard. It ends when the disk lets it go.
         ours.close()
-        process.kill()  # if it is in the disk's hands, it ends when that lets it go
         threading.Thread(target=process.wait, name=f"metadata of {resource.name}", daemon=True).start()
     if received is None:
         raise TemporaryError(f"{resource.name}: the process that was to change its metadata has died")
@@ -107,16 +109,31 @@ def main(settings: dict[str, Any]) -> None:
 
     resource = resource_from_dict(settings["resource"])
     setproctitle(f"hastd: {resource.name}: metadata")
+    channel = Channel.from_fd(settings["channel"])
     answer: Message
     try:
-        answer = {"changed": change_component(resource, settings["change"], Path(settings["note"]))}
+        answer = {
+            "changed": change_component(resource, settings["change"], Path(settings["note"]), lambda: _wanted(channel))
+        }
     except HastError as error:
         answer = {"error": str(error), "code": error.exit_code}
-    Channel.from_fd(settings["channel"]).send(answer)
+    with contextlib.suppress(ChannelClosedError):
+        channel.send(answer)
 
 
-def change_component(resource: Resource, change: str, note: Path) -> bool:
-    """amend(), with all that may hang. note: where a flush that fails is noted (hast/boot.py)."""
+def _wanted(channel: Channel) -> bool:
+    """Whether hastd still waits for it."""
+    try:
+        return channel.recv(timeout=0) is not None
+    except TimeoutError:
+        return True
+
+
+def change_component(
+    resource: Resource, change: str, note: Path, wanted: Callable[[], bool] = lambda: True
+) -> bool:
+    """amend(), with all that may hang. note: where a flush that fails is noted (hast/boot.py). wanted: asked before
+    anything is changed: that may be much later, where a disk has hung."""
     from hast.component import open_component  # the C part: hastd's main process does without it
 
     component = open_component(resource.name, resource.localpath, resource.directio, wait=LOCK_SECONDS, note=note)
@@ -129,6 +146,8 @@ def change_component(resource: Resource, change: str, note: Path) -> bool:
             # It may have lost something since its primary was complete with it, unheard: that has lowered its localcnt.
             known = replace(before, unsaid=True)
         after = CHANGES[change](known)
+        if not wanted():
+            raise TemporaryError(f"{resource.name}: nobody waits for it any more")
         if after != before:
             component.write_metadata(after)
         else:

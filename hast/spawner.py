@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 TITLE = "hastd: spawner"
 LAST_SECONDS = 25.0  # for workers to end when main is gone, before they are killed
+DISK_SECONDS = 1.0  # between looks at a worker that waits for its disk
 ORPHAN_SECONDS = 2.0  # for the stages of a worker that was killed to be gone as well
 ORPHAN_POLL_SECONDS = 0.02
 PR_SET_CHILD_SUBREAPER = 36
@@ -234,18 +235,22 @@ class Spawner:
         del self.ended[:number]
 
     def _end_all(self) -> None:
-        """Main is gone: the workers see that as well; those that do not end in time are killed."""
+        """Main is gone: the workers see that as well; those that do not end in time are killed, but not while they wait
+        for their disk."""
+        from hast.stages.launch import in_kernels_hands
+
         for identity in self.workers:
             self._kill(identity, signal.SIGTERM)
         deadline = time.monotonic() + LAST_SECONDS
         while self.workers and time.monotonic() < deadline:
             self._wait(deadline - time.monotonic())
             self._reap()
-        for identity in self.workers:
-            log.error("spawner: killing a worker that does not end")
-            self._kill(identity, signal.SIGKILL)
         while self.workers:
-            self._wait(None)
+            busy = {identity for identity, child in self.workers.items() if in_kernels_hands(child.pid)}
+            for identity in self.workers.keys() - busy:
+                log.error("spawner: killing a worker that does not end")
+                self._kill(identity, signal.SIGKILL)
+            self._wait(DISK_SECONDS if busy else None)
             self._reap()
 
 

@@ -17,6 +17,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from setproctitle import setproctitle
 
@@ -68,6 +69,15 @@ class Child:
         """This signal, if it is still there."""
         if self.status is None:
             os.kill(self.pid, number)
+
+
+def in_kernels_hands(pid: int) -> bool:
+    """Whether it waits for a disk, or what else cannot be interrupted. SIGKILL ends it no sooner than that lets it go,
+    and then it can tell nobody that a flush has failed."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "D"
+    except (OSError, IndexError):
+        return False
 
 
 def ended(status: int) -> str:

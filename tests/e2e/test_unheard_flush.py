@@ -14,12 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from hast import spawner, workers
 from hast.pipeline import END_SECONDS
 from tests.e2e.node import eventually
 from tests.e2e.pair import Pair, PairNode
 from tests.e2e.test_block_device import stage_pid
 from tests.e2e.test_primary_disk import EXTENT, NEW, prepare
-from tests.e2e.test_role_disk import in_sync
+from tests.e2e.test_role_disk import BLOCK, TEXT, in_sync, primary_lost
 from tests.faultdisk import FaultDisk
 from tests.nbdclient import EIO, FLUSH, RawClient
 
@@ -138,6 +139,55 @@ def test_secondary_whose_disk_hangs_before_it_fails_is_not_promoted(make_pair: M
         pair.a.kill()
     eventually(lambda: "connection from" in pair.b.said(), "the connection has ended")
     assert pair.b.role("primary", check=False).returncode == EX_UNAVAILABLE
+
+
+def fails(disk: FaultDisk, start: int) -> None:
+    """The flush that hangs does, once, and has lost what was written."""
+    with disk.backing.open("r+b") as file:
+        file.seek(start + BLOCK)
+        file.write(bytes(BLOCK))
+    disk.fail("flush", errno.EIO, count=1)
+    disk.release()
+
+
+@pytest.mark.parametrize("how", ["stopped", "main killed"])
+def test_worker_that_waits_for_its_own_flush_is_not_killed(make_pair: MakePair, how: str) -> None:
+    """It was to be primary, the disk hangs, and hastd is ended: the next one knows what the disk has lost."""
+    pair, disk = primary_lost(make_pair)
+    node, start = pair.b, int(pair.b.dump()["localoff"])
+    assert node.hastd is not None
+    with ThreadPoolExecutor() as pool:
+        disk.hang("flush")
+        pool.submit(node.role, "primary", check=False)
+        eventually(lambda: disk.stats().waiting, "the disk is asked")
+        node.hastd.send_signal(signal.SIGTERM if how == "stopped" else signal.SIGKILL)
+        time.sleep(max(workers.STOP_SECONDS + workers.TERM_SECONDS, spawner.LAST_SECONDS) + PATIENCE)
+        fails(disk, start)
+        node.hastd.wait()
+    node.start()
+    assert node.role("primary", check=False).returncode == EX_UNAVAILABLE
+
+
+def test_role_that_is_forced_while_the_disk_hangs(make_pair: MakePair) -> None:
+    """Nobody waits for it any more; what the disk has lost is not copied over what the secondary has."""
+    pair, disk = in_sync(make_pair, "a")
+    eventually(lambda: pair.a.dump()["localcnt"] == pair.b.dump()["remotecnt"], "the counters are in step")
+    node, start, before = pair.a, int(pair.a.dump()["localoff"]), pair.a.dump()["localcnt"]
+    with RawClient(node.socket()) as client:
+        assert client.write(BLOCK, TEXT) == 0
+    node.set_role("init")
+    disk.hang("flush")
+    assert node.ctl("role", "-f", "primary", node.name(), check=False).returncode != 0
+    fails(disk, start)
+    eventually(lambda: not any(title.endswith(": metadata") for title in node.titles().values()), "it has ended")
+    assert node.role("primary", check=False).returncode == EX_UNAVAILABLE
+    assert node.dump()["localcnt"] == before
+    pair.b.set_role("primary")
+    with RawClient(pair.b.socket()) as client:
+        assert client.read(BLOCK, BLOCK) == TEXT
+    node.set_role("secondary")
+    pair.wait_in_sync(pair.b)
+    assert pair.differing() is None
 
 
 @pytest.mark.parametrize("who", ["ggate stage", "worker"])

@@ -13,6 +13,7 @@ from hast.amend import change_component
 from hast.component import create, open_component
 from hast.config import parse
 from hast.control import Role
+from hast.errors import TemporaryError
 from hast.metadata import Metadata, Pair
 
 
@@ -59,3 +60,18 @@ def test_what_a_forced_node_may_have_lost_is_found(tmp_path: Path, syncing: bool
 @pytest.mark.parametrize("note", ["", "power"])
 def test_where_the_counters_cannot_say_it_the_unique_id_does(tmp_path: Path, note: str) -> None:
     assert (forced(tmp_path, Pair(0, 0), True, note).resuid == 7) == (note == "")
+
+
+def test_nothing_is_changed_when_nobody_waits_for_it_any_more(tmp_path: Path) -> None:
+    """The disk has hung, hastctl has said that it is not forced, and something else may have been done since."""
+    before = forced(tmp_path, Pair(1, 1), True, "")
+    path = tmp_path / "disk"
+    text = f"resource data {{ local {path}\n on here {{ remote tcp4://192.0.2.1:99 }} }}"
+    resource = parse(text, "hast.conf", ["here"]).resources["data"]
+    before = replace(before, syncing=True)
+    with closing(open_component("data", str(path))) as component:
+        component.write_metadata(before)
+    with pytest.raises(TemporaryError):
+        change_component(resource, "force", boot.note(tmp_path, "data"), lambda: False)
+    with closing(open_component("data", str(path))) as component:
+        assert component.read_metadata() == before
