@@ -352,6 +352,8 @@ class Primary:
                     if self.link is not None:
                         await self.link.pause()
                     await self.pipeline.close()
+                    # Asked by stages that are gone: what _flush() may store now must not be overwritten by that.
+                    self._end_retry()
                     await self._start_stages()
                     if self.link is not None:
                         await self.link.resume(at_once=connected)

@@ -22,7 +22,7 @@ from tests.e2e.test_block_device import stage_pid
 from tests.e2e.test_primary_disk import EXTENT, NEW, prepare
 from tests.e2e.test_role_disk import BLOCK, TEXT, in_sync, primary_lost
 from tests.faultdisk import FaultDisk
-from tests.nbdclient import EIO, FLUSH, RawClient
+from tests.nbdclient import EIO, FLUSH, WRITE, RawClient
 
 MakePair = Callable[..., Pair]
 EX_UNAVAILABLE = 69
@@ -117,6 +117,31 @@ def test_primary_whose_client_was_told(make_pair: MakePair, who: str) -> None:
     pair.a.set_role("secondary")
     pair.wait_in_sync(pair.b)
     assert pair.differing() is None
+
+
+def test_primary_that_was_about_to_write_alone(make_pair: MakePair) -> None:
+    """Its disk has not taken that yet, and then fails the flush with which its stages begin: the next attempt to store
+    it would say that this node has written alone, and so lacks nothing."""
+    pair, disk, start = prepare(make_pair, "pass", timeout=30)
+    node, ggate = pair.a, stage_pid(pair.a, "ggate")
+    with RawClient(node.socket()) as client:
+        assert client.write(EXTENT, NEW) == 0
+        disk.hang("flush")
+        disk.fail("write", errno.EIO, count=1, within=(0, 4096))
+        pair.b.kill()
+        eventually(lambda: "lost" in node.said().rpartition("connected to")[2], "the secondary is gone")
+        client.start(WRITE, EXTENT, len(NEW), payload=NEW)
+        eventually(lambda: "writes wait for it" in node.said(), "it could not be stored")
+        os.kill(ggate, signal.SIGKILL)
+        eventually(lambda: disk.stats().waiting, "the disk is asked")
+        time.sleep(PATIENCE)  # for the next attempt to be due
+        with disk.backing.open("r+b") as file:
+            file.seek(start + EXTENT)
+            file.write(bytes(len(NEW)))
+        disk.fail("flush", errno.EIO, count=1)
+        disk.release()
+    eventually(lambda: node.status()["role"] == "init", "it serves nobody")
+    assert node.role("primary", check=False).returncode == EX_UNAVAILABLE
 
 
 def test_secondary_is_not_promoted(make_pair: MakePair) -> None:

@@ -118,6 +118,7 @@ class Primary(Ggate):
 
     def start_stages(self) -> None:
         """hast.primary.Primary._start_stages()."""
+        self.retry = self.void = None  # asked by stages that are gone
         if self.meta.unmapped and not self.detached:
             self.fill_map()
             self.store(replace(self.meta, unmapped=False))
