@@ -135,6 +135,7 @@ def change_component(
     """amend(), with all that may hang. note: where a flush that fails is noted (hast/boot.py). wanted: asked before
     anything is changed: that may be much later, where a disk has hung."""
     from hast.component import open_component  # the C part: hastd's main process does without it
+    from hast.opening import distrust_map
 
     component = open_component(resource.name, resource.localpath, resource.directio, wait=LOCK_SECONDS, note=note)
     try:
@@ -148,6 +149,8 @@ def change_component(
         after = CHANGES[change](known)
         if not wanted():
             raise TemporaryError(f"{resource.name}: nobody waits for it any more")
+        if change == "force, lost":
+            distrust_map(resource, component, before)
         if after != before:
             component.write_metadata(after)
         else:

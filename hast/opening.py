@@ -72,11 +72,21 @@ def read_note(rundir: Path, component: Component, metadata: Metadata) -> tuple[M
     return known, False
 
 
-def flush(component: Component, metadata: Metadata, rundir: Path, lost: bool = False) -> Metadata:
+def distrust_map(resource: Resource, component: Component, metadata: Metadata) -> None:
+    """A flush of a primary's component has failed. Without `metaflush` the map may be among what the disk has lost: so
+    all of it is to be copied. Raises DiskError."""
+    if metadata.prevrole is Role.PRIMARY and not resource.metaflush:
+        component.fill_map(metadata)
+
+
+def flush(
+    resource: Resource, component: Component, metadata: Metadata, rundir: Path, lost: bool = False
+) -> Metadata:
     """Before a role is taken; the metadata that hold. A disk that fails it has lost something, may not say so again,
-    and the other node may have it: so this one is a target from then on. lost: it has failed one before, or has lost
-    what was received, which could not be stored. A primary that wrote alone has nobody who has more, nor has a
-    component that was never used. Raises DiskError; what could not be stored then is noted in rundir.
+    and the other node may have it: so this one is a target from then on. lost: it has failed one before, after which
+    distrust_map() was called, or has lost what was received, which could not be stored. A primary that wrote alone has
+    nobody who has more, nor has a component that was never used. Raises DiskError; what could not be stored then is
+    noted in rundir.
     """
     whole = promotion.whole(metadata)
     target = replace(metadata, syncing=True, unsaid=True, prevrole=Role.SECONDARY)
@@ -85,6 +95,7 @@ def flush(component: Component, metadata: Metadata, rundir: Path, lost: bool = F
     except DiskError:
         if not whole:
             try:
+                distrust_map(resource, component, metadata)
                 component.write_metadata(target)
             except HastError:
                 boot.outdate(rundir, metadata.resource, metadata.resuid, boot.TARGET)

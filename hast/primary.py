@@ -33,7 +33,7 @@ from hast.frontend import Frontend, Tell
 from hast.handshake import Agreement
 from hast.link import MODES, Link, Owner
 from hast.metadata import Metadata
-from hast.opening import flush, open_primary, read_note
+from hast.opening import distrust_map, flush, open_primary, read_note
 from hast.outage import Outage
 from hast.pipeline import END_SECONDS, Pipeline, PipelineSettings, component_settings
 from hast.primary_status import primary_status
@@ -89,8 +89,10 @@ class Primary:
         role = self.metadata.prevrole
         outdated = self.metadata.syncing and role is Role.PRIMARY  # and served by the other node
         lost = boot.lost(self.rundir, resource.name)
+        if lost and not unrecorded:
+            distrust_map(resource, self.component, self.metadata)
         if resource.remote is not None and not outdated and (role is Role.SECONDARY or not again or lost):
-            self.metadata = flush(self.component, self.metadata, self.rundir, lost)
+            self.metadata = flush(resource, self.component, self.metadata, self.rundir, lost)
         virgin = self._become_primary()
         self.frontend.choose(left)
         settings = self._settings()
@@ -201,6 +203,8 @@ class Primary:
         if not detached and self.metadata.unmapped:
             detached = not self._mark_all()
         if not detached:
+            if self.pipeline.sync_error:
+                distrust_map(self.resource, self.component, self.metadata)
             arena.load_map(self.component.read_map(self.metadata))
             self._flush()
         arena.seq.detach_on_error = int(self.resource.on_io_error == "detach")
@@ -223,8 +227,10 @@ class Primary:
         assert self.component is not None and self.metadata is not None and self.pipeline is not None
         if self.resource.remote is None or self.metadata.syncing:  # else it is read there
             self.component.flush()
-        elif flush(self.component, self.metadata, self.rundir, self.pipeline.sync_error != 0) != self.metadata:
-            name, path = self.resource.name, self.resource.localpath
+            return
+        resource, lost = self.resource, self.pipeline.sync_error != 0
+        if flush(resource, self.component, self.metadata, self.rundir, lost) != self.metadata:
+            name, path = resource.name, resource.localpath
             raise DiskError(f"{name}: component {path} has failed a flush: the other node may have what it has lost")
 
     def _mark_all(self) -> bool:

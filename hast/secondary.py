@@ -42,7 +42,7 @@ from hast.handshake import (
 from hast.messages import DISK_FAILED, MISMATCH_ADVICE, SPLIT_BRAIN_ADVICE, Handshake2Request, Refusal
 from hast.metadata import Metadata
 from hast.notice import AHEAD, Notice, heed
-from hast.opening import flush
+from hast.opening import distrust_map, flush
 from hast.pipeline import END_SECONDS, Pipeline, PipelineSettings, component_settings
 from hast.promotion import discarding
 from hast.reload import Action, action, changed_settings
@@ -92,10 +92,12 @@ class Secondary:
         self.component = open_component(resource.name, resource.localpath, resource.directio, True, LOCK_SECONDS, note)
         self.component.on_sync_failure = self._flush_failed
         self.metadata = self.component.read_metadata()
-        if self.metadata.prevrole is Role.PRIMARY and self.metadata.alone and boot.lost(self.rundir, resource.name):
-            boot.forget(note)  # nobody has more; it is in doubt all the same
+        if boot.lost(self.rundir, resource.name):
+            distrust_map(resource, self.component, self.metadata)
+            if self.metadata.prevrole is Role.PRIMARY and self.metadata.alone:
+                boot.forget(note)  # nobody has more; it is in doubt all the same
         # Who wrote it may have died before that, and a primary is to rely on it.
-        flush(self.component, self.metadata, self.rundir)
+        flush(resource, self.component, self.metadata, self.rundir)
         self._store(replace(self.metadata, prevrole=Role.SECONDARY))
 
     def ready_message(self) -> dict[str, Any]:

@@ -15,11 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from hast import spawner, workers
+from hast.activemap import METADATA_SIZE
 from hast.pipeline import END_SECONDS
-from tests.e2e.node import eventually
+from tests.e2e.node import MIB, eventually
 from tests.e2e.pair import Pair, PairNode
 from tests.e2e.test_block_device import stage_pid
-from tests.e2e.test_primary_disk import EXTENT, NEW, prepare
+from tests.e2e.test_primary_disk import EXTENT, NEW, prepare, synchronised
 from tests.e2e.test_role_disk import BLOCK, TEXT, in_sync, primary_lost
 from tests.faultdisk import FaultDisk
 from tests.nbdclient import EIO, FLUSH, WRITE, RawClient
@@ -142,6 +143,49 @@ def test_primary_that_was_about_to_write_alone(make_pair: MakePair) -> None:
         disk.release()
     eventually(lambda: node.status()["role"] == "init", "it serves nobody")
     assert node.role("primary", check=False).returncode == EX_UNAVAILABLE
+
+
+@pytest.mark.parametrize("how", ["stages anew", "demoted"])
+def test_map_that_was_lost_as_well(make_pair: MakePair, how: str) -> None:
+    """Without `metaflush` it is durable no sooner than what it speaks of: all of it is copied then."""
+    pair = make_pair({"disk": 64 * MIB}, conf="timeout 30\nmetaflush off")
+    pair.create()
+    disk = FaultDisk.under(pair.a)
+    pair.start()
+    pair.roles(pair.a)
+    pair.wait_in_sync(pair.a)
+    synchronised(pair)
+    node, start = pair.a, int(pair.a.dump()["localoff"])
+    with RawClient(node.socket()) as client, ThreadPoolExecutor() as pool:
+        assert client.do(FLUSH).error == 0
+        before, flushes = disk.backing.read_bytes()[:start], disk.stats().flushes
+        assert client.write(20 * EXTENT, NEW) == 0
+        disk.hang("flush")
+        if how == "demoted":
+            pair.b.kill()
+            eventually(lambda: "lost" in node.said().rpartition("connected to")[2], "the secondary is gone")
+            pool.submit(flush, pair)
+        else:
+            os.kill(stage_pid(node, "ggate"), signal.SIGKILL)
+        eventually(lambda: disk.stats().waiting, "the disk is asked")
+        assert disk.stats().flushes == flushes, "nothing has been flushed since"
+        with disk.backing.open("r+b") as file:
+            file.seek(METADATA_SIZE)
+            file.write(before[METADATA_SIZE:])
+            file.seek(start + 20 * EXTENT)
+            file.write(bytes(len(NEW)))
+        disk.fail("flush", errno.EIO, count=1)
+        disk.release()
+    if how == "demoted":
+        node.set_role("secondary")
+        pair.b.start()
+    else:
+        eventually(lambda: node.status()["role"] == "init", "it serves nobody")
+    pair.b.set_role("primary")
+    node.set_role("secondary")
+    pair.wait_in_sync(pair.b)
+    assert pair.data(pair.b)[20 * EXTENT : 20 * EXTENT + len(NEW)] == NEW
+    assert pair.differing() is None
 
 
 def test_secondary_is_not_promoted(make_pair: MakePair) -> None:
