@@ -90,7 +90,7 @@ class Primary:
         outdated = self.metadata.syncing and role is Role.PRIMARY  # and served by the other node
         lost = boot.lost(self.rundir, resource.name)
         if lost and not unrecorded:
-            distrust_map(resource, self.component, self.metadata)
+            unrecorded = not self._distrust_map(again)
         if resource.remote is not None and not outdated and (role is Role.SECONDARY or not again or lost):
             self.metadata = flush(resource, self.component, self.metadata, self.rundir, lost)
         virgin = self._become_primary()
@@ -199,12 +199,14 @@ class Primary:
     async def _start_stages(self) -> None:
         assert self.component is not None and self.metadata is not None and self.pipeline is not None
         arena = self.pipeline.create()
-        detached = self.outage is not None and self.outage.detached
+        assert self.outage is not None
+        detached = self.outage.detached
         if not detached and self.metadata.unmapped:
             detached = not self._mark_all()
+        if not detached and self.pipeline.sync_error and not self._distrust_map(again=True):
+            self.outage.go_on()
+            detached = True
         if not detached:
-            if self.pipeline.sync_error:
-                distrust_map(self.resource, self.component, self.metadata)
             arena.load_map(self.component.read_map(self.metadata))
             self._flush()
         arena.seq.detach_on_error = int(self.resource.on_io_error == "detach")
@@ -244,6 +246,20 @@ class Primary:
             log.error("%s; it is out of date, and given up: everything is done by the secondary", error)
             self.outage.go_on()
             return False
+        return True
+
+    def _distrust_map(self, again: bool) -> bool:
+        """A flush has failed, and what it has lost may be the map. Whether the component can be used: not where it is
+        out of date, and the map cannot be marked; the secondary does everything then. Where nobody has more, and the
+        role is not new, nothing is copied from here before it is taken anew. Raises DiskError."""
+        assert self.component is not None and self.metadata is not None
+        try:
+            distrust_map(self.resource, self.component, self.metadata)
+        except DiskError as error:
+            if not self.metadata.syncing and not (again and promotion.whole(self.metadata)):
+                raise
+            log.error("%s; a flush has failed, and what is marked there cannot be trusted", error)
+            return not self.metadata.syncing
         return True
 
     def _degraded_granted(self) -> bool:

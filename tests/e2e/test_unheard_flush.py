@@ -20,7 +20,7 @@ from hast.pipeline import END_SECONDS
 from tests.e2e.node import MIB, eventually
 from tests.e2e.pair import Pair, PairNode
 from tests.e2e.test_block_device import stage_pid
-from tests.e2e.test_primary_disk import EXTENT, NEW, prepare, synchronised
+from tests.e2e.test_primary_disk import EXTENT, NEW, NEWER, back, check, kill_and_wait, prepare, synchronised, write
 from tests.e2e.test_role_disk import BLOCK, TEXT, in_sync, primary_lost
 from tests.faultdisk import FaultDisk
 from tests.nbdclient import EIO, FLUSH, WRITE, RawClient
@@ -185,6 +185,50 @@ def test_map_that_was_lost_as_well(make_pair: MakePair, how: str) -> None:
     node.set_role("secondary")
     pair.wait_in_sync(pair.b)
     assert pair.data(pair.b)[20 * EXTENT : 20 * EXTENT + len(NEW)] == NEW
+    assert pair.differing() is None
+
+
+def test_worker_dies_while_the_disk_takes_no_map(make_pair: MakePair) -> None:
+    """It was given up because of a flush, without `metaflush`, so that its map is not believed, and takes no other
+    one by now. The secondary has everything, and goes on doing it."""
+    pair, disk, _ = prepare(make_pair, "detach\nmetaflush off")
+    disk.fail("flush", errno.EIO, count=1)
+    with RawClient(pair.a.socket()) as raw:
+        write(raw, NEW, 4)
+    eventually(lambda: pair.a.dump()["syncing"], "it is stored that it is out of date")
+    disk.fail("write", errno.EIO)
+    kill_and_wait(pair, "worker")
+    check(pair, NEW, 4)
+    with RawClient(pair.a.socket()) as raw:
+        write(raw, NEWER, 6)
+    back(pair, disk)
+    check(pair, NEWER, 6)
+    pair.wait_in_sync(pair.a)
+    assert pair.differing() is None
+
+
+def test_worker_dies_while_the_disk_of_a_node_that_is_alone_takes_no_map(make_pair: MakePair) -> None:
+    """The same where nobody has more: what there is can be read, and all of it is copied once the role is new."""
+    pair, disk, _ = prepare(make_pair, "detach\nmetaflush off")
+    pair.b.stop()
+    with RawClient(pair.a.socket()) as raw:
+        assert raw.write(0, NEW) == 0
+        disk.fail("flush", errno.EIO, count=1)
+        assert raw.do(FLUSH).error == EIO
+    disk.fail("write", errno.EIO)
+    kill_and_wait(pair, "worker")
+    check(pair, NEW, 1)
+    kill_and_wait(pair, "disk stage")
+    check(pair, NEW, 1)
+    assert pair.a.ctl("role", "init", pair.a.name()).returncode == 0
+    assert pair.a.role("primary", check=False).returncode != 0, "the map has to be marked before that is forgotten"
+    disk.heal()
+    pair.a.set_role("primary")
+    assert pair.a.status()["dirty"] == 64 * MIB
+    pair.b.start()
+    pair.b.set_role("secondary")
+    pair.wait_in_sync(pair.a)
+    check(pair, NEW, 1)
     assert pair.differing() is None
 
 

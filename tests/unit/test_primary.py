@@ -290,6 +290,24 @@ def test_given_up_where_the_map_cannot_say_that_all_is_newer_on_the_secondary(sc
     scene.run(body)
 
 
+def test_given_up_where_a_map_that_a_flush_may_have_lost_cannot_be_marked(scene: Scene) -> None:
+    """Without `metaflush`; it is out of date, a stage dies before the sequencer has given it up, and nobody gets an
+    error before it is known whether the secondary is there."""
+
+    async def body(primary: Primary) -> None:
+        primary.resource = replace(primary.resource, metaflush=False)
+        await primary.start({}, [])
+        assert primary.metadata is not None and primary.pipeline is not None and primary.outage is not None
+        primary._store(replace(primary.metadata, syncing=True, unsaid=True))
+        primary.pipeline.flush_failed()
+        scene.monkeypatch.setattr(Component, "fill_map", disk_error)
+        await (await kill(primary, GGATE))
+        assert not primary.failed.done()
+        assert primary.outage.detached and primary.outage.unrecorded
+
+    scene.run(body)
+
+
 def test_component_that_was_given_up_is_another_one_now(scene: Scene) -> None:
     """Somebody has put a new disk in its place. It is not served as if it were the old one."""
 
