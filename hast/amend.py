@@ -132,8 +132,8 @@ def _wanted(channel: Channel) -> bool:
 def change_component(
     resource: Resource, change: str, note: Path, wanted: Callable[[], bool] = lambda: True
 ) -> bool:
-    """amend(), with all that may hang. note: where a flush that fails is noted (hast/boot.py). wanted: asked before
-    anything is changed: that may be much later, where a disk has hung."""
+    """amend(), with all that may hang. note: where a flush that fails is noted (hast/boot.py). wanted: asked last
+    before the metadata are changed: that may be much later, where a disk has hung."""
     from hast.component import open_component  # the C part: hastd's main process does without it
     from hast.opening import distrust_map
 
@@ -147,10 +147,10 @@ def change_component(
             # It may have lost something since its primary was complete with it, unheard: that has lowered its localcnt.
             known = replace(before, unsaid=True)
         after = CHANGES[change](known)
-        if not wanted():
-            raise TemporaryError(f"{resource.name}: nobody waits for it any more")
         if change == "force, lost":
             distrust_map(resource, component, before)
+        if not wanted():
+            raise TemporaryError(f"{resource.name}: nobody waits for it any more")
         if after != before:
             component.write_metadata(after)
         else:

@@ -10,7 +10,7 @@ import pytest
 
 from hast import boot
 from hast.amend import change_component
-from hast.component import create, open_component
+from hast.component import Component, create, open_component
 from hast.config import parse
 from hast.control import Role
 from hast.errors import TemporaryError
@@ -73,5 +73,24 @@ def test_nothing_is_changed_when_nobody_waits_for_it_any_more(tmp_path: Path) ->
         component.write_metadata(before)
     with pytest.raises(TemporaryError):
         change_component(resource, "force", boot.note(tmp_path, "data"), lambda: False)
+    with closing(open_component("data", str(path))) as component:
+        assert component.read_metadata() == before
+
+
+def test_nothing_is_changed_when_nobody_waits_any_more_for_the_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without `metaflush` it is marked first, and it is that for which the disk has hung."""
+    before = replace(forced(tmp_path, Pair(1, 1), False, ""), prevrole=Role.PRIMARY)
+    path = tmp_path / "disk"
+    text = f"metaflush off\nresource data {{ local {path}\n on here {{ remote tcp4://192.0.2.1:99 }} }}"
+    resource = parse(text, "hast.conf", ["here"]).resources["data"]
+    with closing(open_component("data", str(path))) as component:
+        component.write_metadata(before)
+    note, filled = boot.note(tmp_path, "data"), []
+    boot.spoil(note)
+    monkeypatch.setattr(Component, "fill_map", lambda *_: filled.append(True))
+    with pytest.raises(TemporaryError):
+        change_component(resource, "force, lost", note, lambda: not filled)
     with closing(open_component("data", str(path))) as component:
         assert component.read_metadata() == before
