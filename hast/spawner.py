@@ -245,8 +245,10 @@ class Spawner:
         while self.workers and time.monotonic() < deadline:
             self._wait(deadline - time.monotonic())
             self._reap()
+        held: set[int] = set()
         while self.workers:
-            busy = {identity for identity, child in self.workers.items() if in_kernels_hands(child.pid)}
+            before, held = held, {identity for identity, child in self.workers.items() if in_kernels_hands(child.pid)}
+            busy = held | before  # once let go, it has to note what has come of it
             for identity in self.workers.keys() - busy:
                 log.error("spawner: killing a worker that does not end")
                 self._kill(identity, signal.SIGKILL)

@@ -261,8 +261,10 @@ class Workforce:
             log.warning("%s: %s does not end, sending SIGTERM", worker.resource.name, worker.name)
             worker.kill(signal.SIGTERM)
             await asyncio.wait({worker.ended}, timeout=TERM_SECONDS)
-        while worker.pid and in_kernels_hands(worker.pid) and not worker.ended.done():
+        held = before = bool(worker.pid) and in_kernels_hands(worker.pid)
+        while (held or before) and not worker.ended.done():  # once let go, it has to note what has come of it
             await asyncio.wait({worker.ended}, timeout=TERM_SECONDS)
+            held, before = in_kernels_hands(worker.pid), held
         if not worker.ended.done():
             log.error("%s: %s does not end, killing it", worker.resource.name, worker.name)
             worker.kill(signal.SIGKILL)

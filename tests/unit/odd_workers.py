@@ -15,6 +15,7 @@ from hast.promotion import target_text
 
 ORPHAN_SECONDS = 0.7
 SLOW_SECONDS = 1.5
+NOTE_SECONDS = 0.3
 
 
 def run(channel: Channel, resource: Resource, role: str, rundir: Path) -> int:
@@ -39,6 +40,9 @@ def run(channel: Channel, resource: Resource, role: str, rundir: Path) -> int:
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if what == "held":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR1, lambda *_: (time.sleep(NOTE_SECONDS), os._exit(os.EX_OK)))
     if what == "orphan" and os.fork() == 0:
         time.sleep(ORPHAN_SECONDS)  # a stage that takes its time to die
         os._exit(0)
@@ -51,7 +55,7 @@ def run(channel: Channel, resource: Resource, role: str, rundir: Path) -> int:
     channel.send({"event": "ready", "device": None, "nbd": json.dumps(surroundings(resource, role, rundir))})
     if what == "orphan":
         os.kill(os.getpid(), signal.SIGKILL)
-    if what in ("silent", "stubborn"):
+    if what in ("silent", "stubborn", "held"):
         time.sleep(1000)
     dirty = 42
     while True:

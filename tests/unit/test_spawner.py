@@ -8,13 +8,17 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from hast import spawner as spawner_module
 from hast import workers as workers_module
 from hast.control import Role
 from hast.errors import HastError
 from hast.rundir import RunDirectory
+from hast.spawner import Spawner
+from hast.stages import launch
 from hast.workers import Workforce
 from tests.tools import ROOT
 from tests.unit.workforce import Scene, gone, spawner_pid, until
@@ -146,3 +150,22 @@ def test_spawner_that_cannot_start(tmp_path: Path) -> None:
 
     with pytest.raises(HastError, match="the spawner ended"):
         scene.run(body)
+
+
+def test_worker_whose_disk_has_just_let_it_go_is_not_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Main is gone. It has to note that a flush has failed: so it is looked at once more."""
+    looks = [True, False, False]
+    monkeypatch.setattr(spawner_module, "LAST_SECONDS", 0.0)
+    monkeypatch.setattr(launch, "in_kernels_hands", lambda _: looks.pop(0))
+    spawner = Spawner.__new__(Spawner)
+    spawner.workers = {1: SimpleNamespace(pid=1)}  # type: ignore[dict-item]
+
+    def kill(_: int, number: int) -> None:
+        if number == signal.SIGKILL:
+            assert looks == []
+            spawner.workers.clear()
+
+    for name, method in (("_kill", kill), ("_wait", lambda _: None), ("_reap", lambda: None)):
+        monkeypatch.setattr(spawner, name, method)
+    spawner._end_all()
+    assert looks == [] and not spawner.workers

@@ -284,6 +284,30 @@ def test_worker_that_does_not_want_to_end(scene: Scene, monkeypatch: pytest.Monk
     scene.run(body)
 
 
+def test_worker_whose_disk_has_just_let_it_go_is_not_killed(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has to note that a flush has failed."""
+    monkeypatch.setattr(workers_module, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(workers_module, "TERM_SECONDS", 2.0)
+    looks: list[int] = []
+
+    def in_kernels_hands(pid: int) -> bool:
+        looks.append(pid)
+        if len(looks) == 2:
+            os.kill(pid, signal.SIGUSR1)  # the disk lets it go, just before hastd looks
+        return len(looks) == 1
+
+    monkeypatch.setattr(workers_module, "in_kernels_hands", in_kernels_hands)
+
+    async def body() -> None:
+        worker = scene.workforce.spawn(resource("held"), "primary")
+        await worker.ready
+        assert (await scene.workforce.stop(worker)).code == os.EX_OK
+
+    scene.run(body)
+
+
 def test_secondary_that_stores_what_it_has_received_has_timeout_for_that(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
