@@ -148,7 +148,7 @@ def change_component(
             known = replace(before, unsaid=True)
         after = CHANGES[change](known)
         if change == "force, lost":
-            distrust_map(resource, component, before)
+            distrust_map(component, before)
         if not wanted():
             raise TemporaryError(f"{resource.name}: nobody waits for it any more")
         if after != before:

@@ -72,16 +72,14 @@ def read_note(rundir: Path, component: Component, metadata: Metadata) -> tuple[M
     return known, False
 
 
-def distrust_map(resource: Resource, component: Component, metadata: Metadata) -> None:
-    """A flush of a primary's component has failed. Without `metaflush` the map may be among what the disk has lost: so
-    all of it is to be copied. Raises DiskError."""
-    if metadata.prevrole is Role.PRIMARY and not resource.metaflush:
+def distrust_map(component: Component, metadata: Metadata) -> None:
+    """A flush of a primary's component has failed. The map may be among what the disk has lost: so all of it is to be
+    copied, whatever `metaflush` says: nobody knows whether it did so when that was written. Raises DiskError."""
+    if metadata.prevrole is Role.PRIMARY:
         component.fill_map(metadata)
 
 
-def flush(
-    resource: Resource, component: Component, metadata: Metadata, rundir: Path, lost: bool = False
-) -> Metadata:
+def flush(component: Component, metadata: Metadata, rundir: Path, lost: bool = False) -> Metadata:
     """Before a role is taken; the metadata that hold. A disk that fails it has lost something, may not say so again,
     and the other node may have it: so this one is a target from then on. lost: it has failed one before, after which
     distrust_map() was called, or has lost what was received, which could not be stored. A primary that wrote alone has
@@ -95,7 +93,7 @@ def flush(
     except DiskError:
         if not whole:
             try:
-                distrust_map(resource, component, metadata)
+                distrust_map(component, metadata)
                 component.write_metadata(target)
             except HastError:
                 boot.outdate(rundir, metadata.resource, metadata.resuid, boot.TARGET)

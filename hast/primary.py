@@ -92,7 +92,7 @@ class Primary:
         if lost and not unrecorded:
             unrecorded = not self._distrust_map(again)
         if resource.remote is not None and not outdated and (role is Role.SECONDARY or not again or lost):
-            self.metadata = flush(resource, self.component, self.metadata, self.rundir, lost)
+            self.metadata = flush(self.component, self.metadata, self.rundir, lost)
         virgin = self._become_primary()
         self.frontend.choose(left)
         settings = self._settings()
@@ -231,7 +231,7 @@ class Primary:
             self.component.flush()
             return
         resource, lost = self.resource, self.pipeline.sync_error != 0
-        if flush(resource, self.component, self.metadata, self.rundir, lost) != self.metadata:
+        if flush(self.component, self.metadata, self.rundir, lost) != self.metadata:
             name, path = resource.name, resource.localpath
             raise DiskError(f"{name}: component {path} has failed a flush: the other node may have what it has lost")
 
@@ -254,7 +254,7 @@ class Primary:
         role is not new, nothing is copied from here before it is taken anew. Raises DiskError."""
         assert self.component is not None and self.metadata is not None
         try:
-            distrust_map(self.resource, self.component, self.metadata)
+            distrust_map(self.component, self.metadata)
         except DiskError as error:
             if not self.metadata.syncing and not (again and promotion.whole(self.metadata)):
                 raise

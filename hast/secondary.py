@@ -93,11 +93,11 @@ class Secondary:
         self.component.on_sync_failure = self._flush_failed
         self.metadata = self.component.read_metadata()
         if boot.lost(self.rundir, resource.name):
-            distrust_map(resource, self.component, self.metadata)
+            distrust_map(self.component, self.metadata)
             if self.metadata.prevrole is Role.PRIMARY and self.metadata.alone:
                 boot.forget(note)  # nobody has more; it is in doubt all the same
         # Who wrote it may have died before that, and a primary is to rely on it.
-        flush(resource, self.component, self.metadata, self.rundir)
+        flush(self.component, self.metadata, self.rundir)
         self._store(replace(self.metadata, prevrole=Role.SECONDARY))
 
     def ready_message(self) -> dict[str, Any]:

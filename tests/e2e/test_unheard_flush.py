@@ -21,6 +21,7 @@ from tests.e2e.node import MIB, eventually
 from tests.e2e.pair import Pair, PairNode
 from tests.e2e.test_block_device import stage_pid
 from tests.e2e.test_primary_disk import EXTENT, NEW, NEWER, back, check, kill_and_wait, prepare, synchronised, write
+from tests.e2e.test_reload import reload
 from tests.e2e.test_role_disk import BLOCK, TEXT, in_sync, primary_lost
 from tests.faultdisk import FaultDisk
 from tests.nbdclient import EIO, FLUSH, WRITE, RawClient
@@ -145,7 +146,7 @@ def test_primary_that_was_about_to_write_alone(make_pair: MakePair) -> None:
     assert node.role("primary", check=False).returncode == EX_UNAVAILABLE
 
 
-@pytest.mark.parametrize("how", ["stages anew", "demoted"])
+@pytest.mark.parametrize("how", ["stages anew", "switched on", "demoted"])
 def test_map_that_was_lost_as_well(make_pair: MakePair, how: str) -> None:
     """Without `metaflush` it is durable no sooner than what it speaks of: all of it is copied then."""
     pair = make_pair({"disk": 64 * MIB}, conf="timeout 30\nmetaflush off")
@@ -165,7 +166,9 @@ def test_map_that_was_lost_as_well(make_pair: MakePair, how: str) -> None:
             pair.b.kill()
             eventually(lambda: "lost" in node.said().rpartition("connected to")[2], "the secondary is gone")
             pool.submit(flush, pair)
-        else:
+        elif how == "switched on":  # it is written once more because of that, and nobody knows yet that it is durable
+            reload(node, node.conf.read_text().replace("metaflush off", "metaflush on"))
+        if how != "demoted":
             os.kill(stage_pid(node, "ggate"), signal.SIGKILL)
         eventually(lambda: disk.stats().waiting, "the disk is asked")
         assert disk.stats().flushes == flushes, "nothing has been flushed since"
