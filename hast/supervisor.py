@@ -87,7 +87,7 @@ class Supervisor:
         self._change: asyncio.Task[RoleEntry] | None = None
         self._turn = asyncio.Lock()
         self._retired = False
-        self._trouble = ""  # why there is no worker although there should be one
+        self._trouble = ""  # why there is no worker: there should be one, or there cannot
 
     @property
     def name(self) -> str:
@@ -124,6 +124,8 @@ class Supervisor:
         asks = role is Role.PRIMARY and (force or previous is Role.SECONDARY)
         syncing = asks and await self._is_target()
         if role is previous and not (force and syncing):
+            if role is Role.INIT:
+                self._trouble = ""
             return RoleEntry(self.name, role=previous.text)
         if syncing and previous is Role.SECONDARY and not force:  # it goes on being one, and synchronising
             text = target_text(self.name)
@@ -150,7 +152,7 @@ class Supervisor:
         # A target's worker may not have said so in its time to answer, or there was none.
         may_pass = str(error) == target_text(self.name) or self._may_pass(error, Role.SECONDARY, 0)
         if not may_pass or Role.INIT in (wished, previous) or wished is previous:
-            await self._give_up()
+            await self._give_up(str(error))
             return
         await self._keeping.remove(self.name)
         self._enter(Role.SECONDARY)
@@ -301,18 +303,20 @@ class Supervisor:
         while True:
             ending = await asyncio.shield(worker.ended)
             self._ended(worker, ending)
+            reason = ending.message or f"its worker {ending.words}"
             if not ending.temporary and ending.code not in MAY_PASS:
                 log.error("%s: %s cannot go on, the role is init now", self.name, role.text)
-                break
+                await self._give_up(reason)
+                return
             pause = next_pause(pause, worker.uptime)
-            started = await self._restart(role, pause, ending.message or f"its worker {ending.words}")
+            started = await self._restart(role, pause, reason)
             if started is None:
-                break
+                return
             worker = started
-        await self._give_up()
 
     async def _restart(self, role: Role, pause: float, reason: str) -> Worker | None:
-        """A worker that serves, after as many attempts as it takes; None when no attempt can help."""
+        """A worker that serves, after as many attempts as it takes; None when no attempt can help: the role is init
+        then."""
         began = asyncio.get_running_loop().time()
         while True:
             self._trouble = reason
@@ -325,6 +329,7 @@ class Supervisor:
                 self._log_unless_said(error)
                 if not self._may_pass(error, role, asyncio.get_running_loop().time() - began):
                     log.error("%s: %s cannot be started again, the role is init now", self.name, role.text)
+                    await self._give_up(str(error))
                     return None
                 pause, reason = next_pause(pause, 0), str(error)
                 continue
@@ -364,15 +369,14 @@ class Supervisor:
 
     async def _start_anew(self, role: Role, reason: str) -> None:
         worker = await self._restart(role, 0.0, reason)
-        if worker is None:
-            await self._give_up()
-        else:
+        if worker is not None:
             await self._keep(worker, role)
 
-    async def _give_up(self) -> None:
+    async def _give_up(self, reason: str) -> None:
         """No worker can serve the resource."""
         await self._keeping.remove(self.name)
         self._enter(Role.INIT)
+        self._trouble = reason
 
     async def retire(self) -> None:
         """The resource is not configured any more: role init, and no other one from now on."""
