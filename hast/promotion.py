@@ -21,8 +21,8 @@ def target_text(resource: str) -> str:
     """Why a secondary may not become primary, and what can be done."""
     return (
         f"{resource}: it cannot become primary: its data is a mix of old and new, because a synchronisation from the"
-        " other node is not complete, or its disk has lost what the other node may have: wait until that one, as"
-        f" primary, has copied it, or give the newer data up with 'hastctl role -f primary {resource}'"
+        " other node is not complete, or its disk has lost what the other node may have: make that one primary, if it"
+        f" is not, and wait for it to be copied, or give the newer data up with 'hastctl role -f primary {resource}'"
     )
 
 
