@@ -4,7 +4,8 @@ Invariants:
 - Role changes of a resource happen one at a time; a resource has at most one worker.
 - The role is what is true, not what is wished for: it changes when a worker says that it serves, and falls
   back to init when a worker cannot go on. Every change of it runs the hook and is a live event. Who fails to change
-  between primary and secondary for a reason that may pass is secondary, and is told so by an error.
+  between primary and secondary for a reason that may pass is secondary, and is told so by an error; so is who was in no
+  role, and could not become secondary because the component is in use.
 - A worker that was serving and was killed, or ended for a reason that may pass, is started again, at
   intervals that grow; the role stays. A primary whose disk, or system, refuses what it did before has `timeout` for
   that, because clients wait; a secondary has all the time. Every end of a worker is logged in words.
@@ -148,10 +149,13 @@ class Supervisor:
     async def _fall_back(self, wished: Role, previous: Role, error: HastError) -> None:
         """A role could not be taken. Who was secondary goes on being it, and who was primary and is not to be it any
         more is secondary, as soon as its disk lets it: the other node is without a second copy until then, and who has
-        asked may not ask again. Else, or where no attempt can help, the role is init."""
+        asked may not ask again. So is who was nothing and is to be it, if its component is only in use: by the disk
+        stage of a hastd that is gone, for one. Else, or where no attempt can help, the role is init."""
         # A target's worker may not have said so in its time to answer, or there was none.
         may_pass = str(error) == target_text(self.name) or self._may_pass(error, Role.SECONDARY, 0)
-        if not may_pass or Role.INIT in (wished, previous) or wished is previous:
+        if previous is Role.INIT:
+            may_pass = wished is Role.SECONDARY and _is_temporary(error)
+        if not may_pass or wished in (Role.INIT, previous):
             await self._give_up(str(error))
             return
         await self._keeping.remove(self.name)
@@ -338,7 +342,7 @@ class Supervisor:
 
     def _may_pass(self, error: HastError, role: Role, seconds: float) -> bool:
         """Whether another attempt may help, after attempts for so many seconds."""
-        if isinstance(error, TemporaryError) or getattr(error, "temporary", False):
+        if _is_temporary(error):
             return True
         return error.exit_code in MAY_PASS and (role is Role.SECONDARY or seconds < self.resource.timeout)
 
@@ -423,6 +427,10 @@ class Supervisor:
         if answer is None:
             return replace(entry, errmsg=self._trouble or f"its {worker.name} does not answer")
         return replace(entry, **known_elements(answer))
+
+
+def _is_temporary(error: HastError) -> bool:
+    return isinstance(error, TemporaryError) or bool(getattr(error, "temporary", False))
 
 
 def known_elements(answer: dict[str, Any]) -> dict[str, Any]:
