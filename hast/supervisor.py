@@ -48,13 +48,12 @@ OnEvent = Callable[..., None]
 
 
 class WorkerEndedError(HastError):
-    """A worker ended before it served. `exit_code` is its own; `temporary`: starting it again may help."""
+    """A worker ended before it served. `exit_code` is its own, or that of a TemporaryError if a signal has ended it."""
 
     def __init__(self, resource: str, role: Role, ending: Ending) -> None:
         reason = ending.message or f"{resource}: its {role.text} worker {ending.words} while it was starting"
         super().__init__(reason)
         self.exit_code = os.EX_TEMPFAIL if ending.code is None else ending.code or os.EX_SOFTWARE
-        self.temporary = ending.temporary
 
 
 def next_pause(pause: float, uptime: float) -> float:
@@ -430,7 +429,8 @@ class Supervisor:
 
 
 def _is_temporary(error: HastError) -> bool:
-    return isinstance(error, TemporaryError) or bool(getattr(error, "temporary", False))
+    """A TemporaryError, or what a process has said of one, or a worker's end that a signal has brought about."""
+    return error.exit_code == os.EX_TEMPFAIL
 
 
 def known_elements(answer: dict[str, Any]) -> dict[str, Any]:

@@ -80,11 +80,11 @@ def test_component_that_is_still_in_use_is_secondary_later(make_pair: MakePair) 
     node.set_role("init")
     with node.component().open("r+b") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        for role, then in (("primary", "init"), ("secondary", "secondary")):
-            done = node.role(role, check=False)
+        for asked, then in (("primary", "init"), ("secondary", "secondary"), ("-f primary", "secondary")):
+            done = node.ctl("role", *asked.split(), node.name(), check=False)
             assert done.returncode == EX_TEMPFAIL and "waits for the disk" in done.stderr
             status = node.status()
-            assert status["role"] == then and "waits for the disk" in status["errmsg"]
+            assert status["role"] == then and "waits for the disk" in status["errmsg"], asked
         pair.b.set_role("primary")
     pair.wait_in_sync(pair.b)
     assert node.status()["errmsg"] is None
