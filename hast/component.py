@@ -37,6 +37,7 @@ from hast.errors import (
     DataError,
     DiskError,
     HastError,
+    InUseError,
     NoInputError,
     PermissionDeniedError,
     SystemCallError,
@@ -280,7 +281,7 @@ def _open_error(resource: str, path: str, error: OSError) -> HastError:
     if error.errno in (errno.EACCES, errno.EPERM):
         return PermissionDeniedError(f"{where}: permission denied: run as its owner or as root")
     if error.errno in (errno.EBUSY, errno.ETXTBSY):
-        return TemporaryError(
+        return InUseError(
             f"{where} is in use: it is mounted, part of another device, a swap area, or a process of hastd still waits"
             f" for it ('hastd: {resource} ...')"
         )
@@ -295,7 +296,7 @@ def _lock(resource: str, path: str, fd: int) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise TemporaryError(
+        raise InUseError(
             f"{resource}: component {path} is locked by another hastd or hastctl, or by a process of theirs that still"
             f" waits for the disk ('hastd: {resource} ...')"
         ) from None
