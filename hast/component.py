@@ -37,6 +37,7 @@ from hast.errors import (
     DataError,
     DiskError,
     HastError,
+    InUseError,
     NoInputError,
     PermissionDeniedError,
     SystemCallError,
@@ -280,7 +281,10 @@ def _open_error(resource: str, path: str, error: OSError) -> HastError:
     if error.errno in (errno.EACCES, errno.EPERM):
         return PermissionDeniedError(f"{where}: permission denied: run as its owner or as root")
     if error.errno in (errno.EBUSY, errno.ETXTBSY):
-        return TemporaryError(f"{where} is in use: it is mounted, part of another device, or a swap area")
+        return InUseError(
+            f"{where} is in use: it is mounted, part of another device, a swap area, or a process of hastd still waits"
+            f" for it ('hastd: {resource} ...')"
+        )
     if error.errno in SHORTAGES:
         return TemporaryError(f"{where} cannot be opened now: {error.strerror}")
     if error.errno == errno.EIO:
@@ -292,7 +296,10 @@ def _lock(resource: str, path: str, fd: int) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise TemporaryError(f"{resource}: component {path} is locked by another hastd or hastctl") from None
+        raise InUseError(
+            f"{resource}: component {path} is locked by another hastd or hastctl, or by a process of theirs that still"
+            f" waits for the disk ('hastd: {resource} ...')"
+        ) from None
     except OSError as error:
         raise SystemCallError(f"{resource}: component {path} cannot be locked: {error.strerror}") from error
 

@@ -138,7 +138,7 @@ class StatusEntry:
     `status` on when no worker runs. dirty and extentsize in bytes, keepdirty in extents, stat_* count
     requests since the worker began, *_queue_size count requests in that stage now. FreeBSD's hastctl ignores the rest:
     syncing is 1 when the component is the target of a synchronisation that is not complete, errmsg says in one line why
-    a worker that should run has nothing to say.
+    a worker that should run has nothing to say, or why none could.
     """
 
     resource: str

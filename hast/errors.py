@@ -78,6 +78,10 @@ class TemporaryError(HastError):
     exit_code = os.EX_TEMPFAIL
 
 
+class InUseError(TemporaryError):
+    """A component that another process has."""
+
+
 class ProtocolError(HastError):
     """hastd, hastctl or a peer answered something that the protocol does not allow."""
 

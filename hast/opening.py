@@ -2,7 +2,7 @@
 
 Invariants:
 - A component that was given up (hast/outage.py) need not be of any use to the next worker of the same primary, which
-  goes on without it. It is used only if it is the same one, can be read, and takes a flush.
+  goes on without it. It is used only if it is the same one, nobody else has it, it can be read, and takes a flush.
 - What was known of a component that is out of date, and could not be stored, is stored before it is served; where it
   still cannot be, it is served as what it is, or not at all.
 """
@@ -17,7 +17,7 @@ from hast import boot, promotion
 from hast.component import AbsentComponent, Component, open_component
 from hast.config import Resource
 from hast.control import Role
-from hast.errors import DataError, DiskError, HastError, TemporaryError
+from hast.errors import DataError, DiskError, HastError, InUseError, TemporaryError
 from hast.metadata import Metadata
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,8 @@ def open_primary(resource: Resource, rundir: Path, again: bool) -> tuple[Compone
     except HastError as error:
         if component is not None:
             component.close()
-        if known is None or isinstance(error, TemporaryError):
+        # In use: what its disk still holds of the worker before does not matter to who does without it.
+        if known is None or (isinstance(error, TemporaryError) and not isinstance(error, InUseError)):
             raise
         log.error("%s; it was given up before: going on without it", error)
         return AbsentComponent.of(name, path, known, str(error)), known

@@ -371,10 +371,12 @@ class Primary:
                 connected = self.link is not None and (self.link.connected or self.frontend.listener is None)
                 while self.died and not self.failed.done():  # also one of those that were just started
                     self.died = False
+                    # Asked by stages that are gone. A flush that fails from here on makes this node a target, and that
+                    # must be neither prevented by what would be stored for them, nor overwritten.
+                    self._end_retry()
                     if self.link is not None:
                         await self.link.pause()
                     await self.pipeline.close()
-                    # Asked by stages that are gone: what _flush() may store now must not be overwritten by that.
                     self._end_retry()
                     await self._start_stages()
                     if self.link is not None:

@@ -20,9 +20,9 @@ from hast.metadata import Metadata, Pair
 def target_text(resource: str) -> str:
     """Why a secondary may not become primary, and what can be done."""
     return (
-        f"{resource}: it cannot become primary: its data is a mix of old and new, because the synchronisation from the"
-        f" other node is not complete: wait for it, or give the newer data up with"
-        f" 'hastctl role -f primary {resource}'"
+        f"{resource}: it cannot become primary: its data is a mix of old and new, because a synchronisation from the"
+        " other node is not complete, or its disk has lost what the other node may have: make that one primary, if it"
+        f" is not, and wait for it to be copied, or give the newer data up with 'hastctl role -f primary {resource}'"
     )
 
 

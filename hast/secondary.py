@@ -383,7 +383,7 @@ class Secondary:
         counted = counters(pipeline.arena)
         if failed := failures(counted):
             log.error("%s: component %s has failed requests (%s)", self.resource.name, self.resource.localpath, failed)
-        self._counted += counted
+        self._counted.update(counted)  # + would leave out what is 0
 
     def _lacks(self) -> None:
         """What was acknowledged because it was here is not on the disk for certain: a stage was killed, or the disk is
@@ -463,7 +463,9 @@ class Secondary:
             extents = extent_count(metadata.datasize, metadata.extentsize)
             entry["dirty"] = count_dirty(self.component.read_map(metadata), extents) * metadata.extentsize
         arena = self.pipeline.arena if self.pipeline is not None else None
-        counted = self._counted + counters(arena) if arena is not None else self._counted
+        counted = Counter(self._counted)
+        if arena is not None:
+            counted.update(counters(arena))
         return entry | counted | {"extentsize": metadata.extentsize, "keepdirty": metadata.keepdirty}
 
     async def shutdown(self, leave: bool, abandoned: bool) -> None:

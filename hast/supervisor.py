@@ -4,7 +4,8 @@ Invariants:
 - Role changes of a resource happen one at a time; a resource has at most one worker.
 - The role is what is true, not what is wished for: it changes when a worker says that it serves, and falls
   back to init when a worker cannot go on. Every change of it runs the hook and is a live event. Who fails to change
-  between primary and secondary for a reason that may pass is secondary, and is told so by an error.
+  between primary and secondary for a reason that may pass is secondary, and is told so by an error; so is who was in no
+  role, and could not become secondary because the component is in use.
 - A worker that was serving and was killed, or ended for a reason that may pass, is started again, at
   intervals that grow; the role stays. A primary whose disk, or system, refuses what it did before has `timeout` for
   that, because clients wait; a secondary has all the time. Every end of a worker is logged in words.
@@ -47,13 +48,12 @@ OnEvent = Callable[..., None]
 
 
 class WorkerEndedError(HastError):
-    """A worker ended before it served. `exit_code` is its own; `temporary`: starting it again may help."""
+    """A worker ended before it served. `exit_code` is its own, or that of a TemporaryError if a signal has ended it."""
 
     def __init__(self, resource: str, role: Role, ending: Ending) -> None:
         reason = ending.message or f"{resource}: its {role.text} worker {ending.words} while it was starting"
         super().__init__(reason)
         self.exit_code = os.EX_TEMPFAIL if ending.code is None else ending.code or os.EX_SOFTWARE
-        self.temporary = ending.temporary
 
 
 def next_pause(pause: float, uptime: float) -> float:
@@ -87,7 +87,7 @@ class Supervisor:
         self._change: asyncio.Task[RoleEntry] | None = None
         self._turn = asyncio.Lock()
         self._retired = False
-        self._trouble = ""  # why there is no worker although there should be one
+        self._trouble = ""  # why there is no worker: there should be one, or there cannot
 
     @property
     def name(self) -> str:
@@ -124,6 +124,8 @@ class Supervisor:
         asks = role is Role.PRIMARY and (force or previous is Role.SECONDARY)
         syncing = asks and await self._is_target()
         if role is previous and not (force and syncing):
+            if role is Role.INIT:
+                self._trouble = ""
             return RoleEntry(self.name, role=previous.text)
         if syncing and previous is Role.SECONDARY and not force:  # it goes on being one, and synchronising
             text = target_text(self.name)
@@ -146,11 +148,14 @@ class Supervisor:
     async def _fall_back(self, wished: Role, previous: Role, error: HastError) -> None:
         """A role could not be taken. Who was secondary goes on being it, and who was primary and is not to be it any
         more is secondary, as soon as its disk lets it: the other node is without a second copy until then, and who has
-        asked may not ask again. Else, or where no attempt can help, the role is init."""
+        asked may not ask again. So is who was nothing and is to be it, if its component is only in use: by the disk
+        stage of a hastd that is gone, for one. Else, or where no attempt can help, the role is init."""
         # A target's worker may not have said so in its time to answer, or there was none.
         may_pass = str(error) == target_text(self.name) or self._may_pass(error, Role.SECONDARY, 0)
-        if not may_pass or Role.INIT in (wished, previous) or wished is previous:
-            await self._give_up()
+        if previous is Role.INIT:
+            may_pass = wished is Role.SECONDARY and _is_temporary(error)
+        if not may_pass or wished in (Role.INIT, previous):
+            await self._give_up(str(error))
             return
         await self._keeping.remove(self.name)
         self._enter(Role.SECONDARY)
@@ -301,18 +306,20 @@ class Supervisor:
         while True:
             ending = await asyncio.shield(worker.ended)
             self._ended(worker, ending)
+            reason = ending.message or f"its worker {ending.words}"
             if not ending.temporary and ending.code not in MAY_PASS:
                 log.error("%s: %s cannot go on, the role is init now", self.name, role.text)
-                break
+                await self._give_up(reason)
+                return
             pause = next_pause(pause, worker.uptime)
-            started = await self._restart(role, pause, ending.message or f"its worker {ending.words}")
+            started = await self._restart(role, pause, reason)
             if started is None:
-                break
+                return
             worker = started
-        await self._give_up()
 
     async def _restart(self, role: Role, pause: float, reason: str) -> Worker | None:
-        """A worker that serves, after as many attempts as it takes; None when no attempt can help."""
+        """A worker that serves, after as many attempts as it takes; None when no attempt can help: the role is init
+        then."""
         began = asyncio.get_running_loop().time()
         while True:
             self._trouble = reason
@@ -325,6 +332,7 @@ class Supervisor:
                 self._log_unless_said(error)
                 if not self._may_pass(error, role, asyncio.get_running_loop().time() - began):
                     log.error("%s: %s cannot be started again, the role is init now", self.name, role.text)
+                    await self._give_up(str(error))
                     return None
                 pause, reason = next_pause(pause, 0), str(error)
                 continue
@@ -333,7 +341,7 @@ class Supervisor:
 
     def _may_pass(self, error: HastError, role: Role, seconds: float) -> bool:
         """Whether another attempt may help, after attempts for so many seconds."""
-        if isinstance(error, TemporaryError) or getattr(error, "temporary", False):
+        if _is_temporary(error):
             return True
         return error.exit_code in MAY_PASS and (role is Role.SECONDARY or seconds < self.resource.timeout)
 
@@ -364,15 +372,14 @@ class Supervisor:
 
     async def _start_anew(self, role: Role, reason: str) -> None:
         worker = await self._restart(role, 0.0, reason)
-        if worker is None:
-            await self._give_up()
-        else:
+        if worker is not None:
             await self._keep(worker, role)
 
-    async def _give_up(self) -> None:
+    async def _give_up(self, reason: str) -> None:
         """No worker can serve the resource."""
         await self._keeping.remove(self.name)
         self._enter(Role.INIT)
+        self._trouble = reason
 
     async def retire(self) -> None:
         """The resource is not configured any more: role init, and no other one from now on."""
@@ -419,6 +426,11 @@ class Supervisor:
         if answer is None:
             return replace(entry, errmsg=self._trouble or f"its {worker.name} does not answer")
         return replace(entry, **known_elements(answer))
+
+
+def _is_temporary(error: HastError) -> bool:
+    """A TemporaryError, or what a process has said of one, or a worker's end that a signal has brought about."""
+    return error.exit_code == os.EX_TEMPFAIL
 
 
 def known_elements(answer: dict[str, Any]) -> dict[str, Any]:

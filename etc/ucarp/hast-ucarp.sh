@@ -4,6 +4,7 @@
 # usage: hast-ucarp.sh up|down [-w] interface address [settings]
 #        hast-ucarp.sh again [-w] [settings]
 #        hast-ucarp.sh status [settings]
+#        hast-ucarp.sh event settings event resource [oldrole newrole]
 #
 # How calls that race are kept apart: each one writes what it wants to $state/request, with a number one higher than
 # the last, and starts a runner. Runners take turns ($state/lock); the one whose turn it is does the newest request, if
@@ -302,7 +303,7 @@ carry_out() {
 	return 1
 }
 
-# An up that has failed: ucarp is not to keep the address.
+# This node cannot serve: ucarp is not to keep the address.
 tell_ucarp() {
 	[ "$demote" = yes ] && [ "$(cat "/proc/$ucarp/comm" 2>/dev/null)" = ucarp ] || return 0
 	say notice "telling ucarp (process $ucarp) to become the backup"
@@ -328,6 +329,23 @@ run() {
 	done
 	[ "$wanted" = "$done_what" ] || exit $OVERTAKEN
 	exit "$done_code"
+}
+
+is_another() { [ "$1" != "$wanted" ]; }
+
+# What hastd's `exec` is told: event resource [oldrole newrole]. A resource that is to be up here, and has lost its role
+# without a down, is served by nobody until the other node does it.
+event() {
+	wanted=$2
+	[ "$1 ${3-} ${4-}" = "role primary init" ] || exit 0
+	! each is_another || exit 0
+	# What is under way may be a down, or an up that finds it out by itself.
+	exec 9>"$state/lock"
+	if ! { flock 9 && read_request && read_done; }; then exit 0; fi
+	[ "$what $generation 0" = "up $done_generation $done_code" ] || exit 0
+	say err "$wanted: hastd cannot serve it any more, see its log"
+	exec 9>&-
+	tell_ucarp
 }
 
 status() {
@@ -358,6 +376,11 @@ usage() {
 
 verb=${1-}
 [ $# -eq 0 ] || shift
+if [ "$verb" = event ]; then
+	[ $# -ge 3 ] || usage
+	settings=$1
+	shift
+fi
 wait=no
 if [ "${1-}" = -w ]; then
 	wait=yes
@@ -373,6 +396,7 @@ again | status | run)
 	request=again
 	settings=${1-}
 	;;
+event) ;;
 *) usage ;;
 esac
 settings=$(readlink -f "${settings:-$(dirname "$me")/hast-ucarp.conf}")
@@ -383,6 +407,10 @@ settings=$(readlink -f "${settings:-$(dirname "$me")/hast-ucarp.conf}")
 case $verb in
 status) status ;;
 run) run "$2" ;;
+event)
+	event "$@"
+	exit
+	;;
 esac
 # shellcheck disable=SC2086 # words, none of which can be empty
 write_request $request || die "$verb: cannot write $state/request"

@@ -197,7 +197,8 @@ def test_a_secondary_whose_disk_fails_a_request(make_pair: MakePair, kind: str) 
     failed = disk.stats().failed
     eventually(lambda: disk.stats().failed > failed, "it fails again")
     assert f"component {pair.b.component()} has failed requests ({kind}: " in pair.b.said()
-    assert pair.b.status()[f"stat_{kind}_error"] >= 1
+    status = pair.b.status()
+    assert status[f"stat_{kind}_error"] >= 1 and status["stat_read_error"] == 0
     write(pair.a, b"y", EXTENT + MIB)
     assert pair.a.dump()["dirty"] >= EXTENT
     disk.heal()

@@ -218,6 +218,30 @@ def test_secondary_that_is_made_anew_is_not_taken_for_the_one_that_has_everythin
     assert pair.differing() is None
 
 
+def test_worker_dies_while_the_disk_that_was_given_up_holds_its_disk_stage(make_pair: MakePair) -> None:
+    """One request has failed, and another one hangs: the old stage, and the lock on the component, stay for as long as
+    that takes. The secondary has everything, and goes on doing it; when the lock is free the component is told what it
+    has missed."""
+    pair, disk, start = prepare(make_pair, "detach")
+    disk.hang("read")
+    with RawClient(pair.a.socket()) as client, RawClient(pair.a.socket()) as raw:
+        client.start(READ, 0, 4096)
+        eventually(lambda: disk.stats().waiting, "the disk is asked")
+        disk.fail("write", errno.EIO, count=1, within=(start, END))
+        assert raw.write(EXTENT, NEW) == 0
+        eventually(lambda: pair.a.status()["syncing"] == 2, "it is given up")
+        os.kill(int(pair.a.status()["workerpid"]), signal.SIGKILL)
+    eventually(lambda: pair.a.said().count(" serves ") == 2, "there is another worker")
+    with RawClient(pair.a.socket()) as raw:
+        write(raw, NEWER, 6)
+    disk.release()
+    eventually(lambda: "takes writes again" in pair.a.said(), "it knows that it is out of date")
+    back(pair, disk)
+    check(pair, NEWER, 6)
+    pair.wait_in_sync(pair.a)
+    assert pair.differing() is None
+
+
 @pytest.mark.parametrize("well", [True, False], ids=["a disk that is well again", "a disk that takes nothing still"])
 def test_worker_dies_while_only_the_secondary_knows_that_it_is_ahead(make_pair: MakePair, well: bool) -> None:
     """And the secondary is not there when the next worker comes: that one must not take the component for current."""

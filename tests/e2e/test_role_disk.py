@@ -4,6 +4,7 @@ node is a secondary as soon as it can be one: nobody may ask for that again."""
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 from collections.abc import Callable
@@ -20,6 +21,7 @@ BLOCK = 4096
 OFFSETS = range(2 * MIB - BLOCK, 16 * MIB, 2 * MIB)
 TEXT = b"cached".ljust(BLOCK, b".")
 EX_IOERR = 74
+EX_TEMPFAIL = 75
 EX_UNAVAILABLE = 69
 
 MakePair = Callable[..., Pair]
@@ -68,6 +70,24 @@ def test_secondary_that_could_not_be_promoted_goes_on(make_pair: MakePair) -> No
     role_fails(pair.b, "primary")
     assert pair.b.status()["role"] == "secondary"
     mended(pair)
+
+
+def test_component_that_is_still_in_use_is_secondary_later(make_pair: MakePair) -> None:
+    """A process of the last hastd waits for the disk. The other node gets its second copy without anybody asking again;
+    a primary is nobody who was not one in time."""
+    pair, _ = in_sync(make_pair, "b")
+    node = pair.a
+    node.set_role("init")
+    with node.component().open("r+b") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        for asked, then in (("primary", "init"), ("secondary", "secondary"), ("-f primary", "secondary")):
+            done = node.ctl("role", *asked.split(), node.name(), check=False)
+            assert done.returncode == EX_TEMPFAIL and "waits for the disk" in done.stderr
+            status = node.status()
+            assert status["role"] == then and "waits for the disk" in status["errmsg"], asked
+        pair.b.set_role("primary")
+    pair.wait_in_sync(pair.b)
+    assert node.status()["errmsg"] is None
 
 
 def test_flush_that_a_forced_promotion_has_failed_is_known(make_pair: MakePair) -> None:

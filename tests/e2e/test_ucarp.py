@@ -3,9 +3,11 @@ other one takes over address, device, file system and services."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +19,8 @@ from tests import tools
 from tests.e2e.hookrig import HOOKS, Hooks
 from tests.e2e.node import DEADLINE, MIB, ROOT, eventually
 from tests.e2e.pair import Pair, PairNode
+from tests.e2e.test_block_device import stage_pid
+from tests.faultdisk import FaultDisk
 
 ADDRESSES = ("10.99.0.1", "10.99.0.2")
 CLIENT, SHARED, PORT = "10.99.0.3", "10.99.0.10", 8080
@@ -111,6 +115,11 @@ class Machine:
             self.ucarp = subprocess.Popen(
                 command, env=self.node.env, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
             )
+
+    def tell_events(self) -> None:
+        """As `exec /etc/ucarp/hast-hook` in hast.conf does; hastd is started later."""
+        with (self.node.directory / "hook").open("a") as hook:
+            hook.write(f'exec {HOOKS}/hast-ucarp.sh event {self.hooks.settings} "$@"\n')
 
     def die(self) -> None:
         """The machine is gone: nothing of it answers, and then nothing of it runs."""
@@ -222,3 +231,34 @@ def test_the_active_machine_dies(machines: tuple[Network, Pair, Machine, Machine
     wait_served(network, standby)
     check(standby, safe)
     standby.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.root
+@pytest.mark.timeout(400)
+def test_hastd_cannot_serve_the_active_machine_any_more(machines: tuple[Network, Pair, Machine, Machine]) -> None:
+    """A process of it dies, and a flush fails that nobody hears of: hastd gives the role up, and the other machine,
+    which has everything, is to be the active one."""
+    network, pair, one, other = machines
+    disk = FaultDisk.under(pair.a)
+    for machine in (one, other):
+        machine.tell_events()
+    one.start()
+    eventually(lambda: one.hooks.status() == "up", "it is up")
+    other.start()
+    eventually(lambda: "synchronisation complete" in pair.a.said(), "the other one has everything")
+    wait_served(network, one)
+    disk.hang("flush")
+    eventually(lambda: disk.stats().waiting, "the disk is asked")
+    os.kill(stage_pid(pair.a, "ggate"), signal.SIGKILL)
+    disk.fail("flush", errno.EIO, count=1)
+    disk.release()
+    eventually(lambda: "the role is init now" in pair.a.said(), "it serves nobody")
+    eventually(lambda: other.hooks.status() == "up", "the other one takes over")
+    wait_served(network, other)
+    check(other, one.safe())
+    eventually(lambda: one.hooks.status() == "down", "it has given up all else")
+    pair.wait_settled(pair.b)
+    assert one.hooks.is_down("secondary")
+    other.stop()
+    one.stop()

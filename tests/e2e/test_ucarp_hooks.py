@@ -221,8 +221,44 @@ def test_no_file_system_only_the_role(make_hooks: MakeHooks) -> None:
     assert hooks.down() == DONE
 
 
+UCARP = """#!/bin/sh
+trap 'echo told' USR2
+{hooks}/vip-up -w {arguments}
+echo up
+while :; do sleep 0.1; done
+"""
+
+
+def test_ucarp_is_told_when_hastd_gives_up_what_is_to_be_up(make_hooks: MakeHooks) -> None:
+    """And not when that was asked for, when it is no resource of the hooks, or when the role is another one."""
+    hooks = make_hooks()
+    node, name = hooks.node, hooks.node.name()
+    hooks.settings.write_text(hooks.settings.read_text() + f'resources="\nother\n{name}\n"\nhastctl=true\n')
+    script = node.directory / "ucarp-bin" / "ucarp"
+    script.parent.mkdir()
+    script.write_text(UCARP.format(hooks=HOOKS, arguments=" ".join(hooks.arguments)))
+    script.chmod(0o755)
+
+    def event(*words: str) -> None:
+        node.run(HOOKS / "hast-ucarp.sh", "event", hooks.settings, *words)
+
+    with subprocess.Popen([script], env=node.env, stdout=subprocess.PIPE, text=True) as ucarp:
+        assert ucarp.stdout is not None and ucarp.stdout.readline() == "up\n", hooks.said()
+        for words in (["connect", name], ["role", name, "init", "primary"], ["role", "stranger", "primary", "init"]):
+            event(*words)
+        assert "cannot serve" not in hooks.said()
+        event("role", name, "primary", "init")
+        assert ucarp.stdout.readline() == "told\n"
+        assert f"{name}: hastd cannot serve it" in hooks.said()
+        assert hooks.down() == DONE
+        before = hooks.said()
+        event("role", name, "primary", "init")
+        assert hooks.said() == before
+        ucarp.kill()
+
+
 def test_wrong_use() -> None:
-    for arguments in ([], ["up"], ["up", "eth0"], ["sideways"]):
+    for arguments in ([], ["up"], ["up", "eth0"], ["sideways"], ["event", "settings", "role"]):
         done = subprocess.run(
             [HOOKS / "hast-ucarp.sh", *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
         )

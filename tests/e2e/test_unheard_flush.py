@@ -87,6 +87,7 @@ def test_primary(make_pair: MakePair, who: str, patience: float) -> None:
         node.start()
     eventually(lambda: "a mix of old and new" in node.said(), "it may not be primary")
     eventually(lambda: node.status()["role"] == "init", "it serves nobody")
+    assert "lost what the other node may have" in node.status()["errmsg"], "it is said why, and what to do"
     assert node.role("primary", check=False).returncode == EX_UNAVAILABLE
     assert pair.data(pair.b)[EXTENT : EXTENT + len(NEW)] == NEW, "nothing is copied from what has lost it"
     pair.b.set_role("primary")

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from hast import alone as alone_module
 from hast import boot
 from hast import component as component_module
 from hast import link as link_module
@@ -252,6 +253,30 @@ def test_nothing_is_counted_as_written_alone_once_it_is_known_that_it_is_out_of_
         question = {"bits": _hast.lib.HAST_SEQ_NEED_DEGRADED, "dirty": 0, "detach": False, "number": 7}
         primary._stage_message(GGATE, {"event": "seq", **question})
         assert primary.metadata == before and primary.alone.retry is None and primary.alone.owed is None
+
+    scene.run(body)
+
+
+def test_nothing_is_counted_as_written_alone_while_stages_end(scene: Scene) -> None:
+    """Who has asked for it is gone. The disk stage waits for a flush, which may fail, and then it would be said of a
+    node that has lost something that nobody has more."""
+    close = Pipeline.close
+
+    async def slowly(pipeline: Pipeline) -> None:
+        await asyncio.sleep(3 * alone_module.GRANT_SECONDS)
+        await close(pipeline)
+
+    async def body(primary: Primary) -> None:
+        await primary.start({}, [])
+        question = {"bits": _hast.lib.HAST_SEQ_NEED_DEGRADED, "dirty": 0, "detach": False, "number": 7}
+        with pytest.MonkeyPatch.context() as short:
+            no_buffers(short)
+            primary._stage_message(GGATE, {"event": "seq", **question})
+            assert primary.alone.retry is not None
+        scene.monkeypatch.setattr(Pipeline, "close", slowly)
+        await (await kill(primary, GGATE))
+        assert not primary.failed.done()
+        assert primary.component is not None and not primary.component.read_metadata().alone
 
     scene.run(body)
 

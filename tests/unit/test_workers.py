@@ -83,7 +83,10 @@ def test_worker_that_cannot_start(scene: Scene, name: str, message: str, code: i
     async def body() -> None:
         supervisor = scene.supervisor(name)
         assert await supervisor.set_role(Role.PRIMARY) == RoleEntry(name, code, errmsg=message)
-        assert supervisor.role is Role.INIT and (await supervisor.status()).workerpid == 0
+        status = await supervisor.status()
+        assert (supervisor.role, status.workerpid, status.errmsg) == (Role.INIT, 0, message)
+        await supervisor.set_role(Role.INIT)
+        assert (await supervisor.status()).errmsg is None
 
     scene.run(body)
     assert scene.told == []
@@ -179,6 +182,7 @@ def test_worker_that_ends_by_itself_leaves_role_init(scene: Scene, caplog: pytes
         assert supervisor._worker is not None
         supervisor._worker.channel.send({"cmd": "stop"})  # not through the supervisor
         await until(lambda: supervisor.role is Role.INIT)
+        assert (await supervisor.status()).errmsg == "its worker exited with code 0"
 
     scene.run(body)
     assert scene.told == [("good", "init", "primary"), ("good", "primary", "init")]
@@ -220,6 +224,7 @@ def test_primary_whose_disk_is_gone_has_timeout_to_find_it_again(scene: Scene) -
                 await until(lambda: supervisor._worker is not None and supervisor._worker.ready.done())
             else:
                 await until(lambda: supervisor.role is Role.INIT)
+                assert (await supervisor.status()).errmsg == "ill: component /nowhere cannot be read"
         ill.unlink()
         await supervisor.set_role(Role.SECONDARY)
         worker = supervisor._worker
