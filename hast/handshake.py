@@ -324,7 +324,7 @@ def answer_second(
     """Decide on step 2. version is in force; metadata this node's, whose pair is a secondary's; read_map() gives its
     on-disk map, metadata.mapsize bytes; packing and algorithm are the resource's compression and checksum. doubt: it
     may have lost what it had acknowledged and not flushed (hast.boot). bond: a random number, not 0, for the two
-    components to have in common where they have none yet.
+    components to have in common from now on, where they have nothing yet.
 
     Raises what read_map() raises.
     """
@@ -336,11 +336,15 @@ def answer_second(
         made = replace(made, warning="its own changes are thrown away, as 'hastctl discard' has said")
     if request.outdated:
         made = decision.for_outdated(made)
-    if request.bond != metadata.bond and 0 not in (request.bond, metadata.bond):
+    strangers = request.bond != metadata.bond and 0 not in (request.bond, metadata.bond)
+    if strangers:
         made = decision.for_strangers(made, request.outdated or not (metadata.syncing or metadata.discard))
     if made.error is not None:
         return SecondaryAnswer(made, metadata, None, refused_second(made.error, version, metadata))
-    metadata = replace(_accepted(request, made, metadata, doubt), bond=_bond(request, made, metadata, bond))
+    if request.hast:  # one that is not ours does not keep it
+        known = 0 if strangers or made.outcome is Outcome.ADOPT else metadata.bond or request.bond
+        metadata = replace(metadata, bond=known or bond)
+    metadata = _accepted(request, made, metadata, doubt)
     bits, keep = b"", None
     if request.keepmap and made.syncsrc is SyncSource.SECONDARY:
         # What that primary has done until now and does from now on is in no map: all of it is to be asked for here.
@@ -356,14 +360,6 @@ def answer_second(
     virgin = (made.virgin and uncounted) or _virgin_again(request, made, metadata)
     reply = Handshake2Reply(_sizes(metadata), made.syncsrc, virgin, len(bits), data, request.hast, metadata.bond)
     return SecondaryAnswer(made, metadata, keep, pack_message(version, reply.to_nv(), payload))
-
-
-def _bond(request: Handshake2Request, made: Decision, metadata: Metadata, bond: int) -> int:
-    """What both components have in common from now on. A node of FreeBSD, or of a time before bonds, does not keep its
-    own: then that of the other one holds. That of a target which its primary has not heard of yet stays."""
-    if not request.hast:
-        return metadata.bond
-    return bond if made.outcome is Outcome.ADOPT else metadata.bond or request.bond or bond
 
 
 def _virgin_again(request: Handshake2Request, made: Decision, metadata: Metadata) -> bool:

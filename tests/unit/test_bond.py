@@ -75,7 +75,7 @@ def test_all_is_copied_to_a_stranger_whose_data_nobody_needs(own: Pair, discard:
     if own == Pair(2, 0) and not discard:
         assert made.split_brain
         return
-    assert made.accepted and made.metadata.syncing and made.metadata.bond == 7 and not made.metadata.discard
+    assert made.accepted and made.metadata.syncing and made.metadata.bond == 99 and not made.metadata.discard
     agreement = finish(primary(theirs), made.message)
     assert agreement.syncsrc is SyncSource.PRIMARY
     assert made.map == b"\xff" * CAPTURED.mapsize and agreement.map is not None and any(agreement.map)
