@@ -50,6 +50,7 @@ class Alone:
         self.owed: tuple[int, float] | None = None  # what go_degraded() is to do when the secondary is lost
         self.patience: asyncio.TimerHandle | None = None  # for the secondary, while the component is out of date
         self.impatient = False  # it has run out
+        self.ending = False  # the role does: nobody is to wait for the disk or the other node any more
 
     def lonely(self, failing: bool = False) -> None:
         """There is no secondary now: what an out-of-date component cannot do without it waits, but not for ever; what
@@ -94,6 +95,8 @@ class Alone:
             # Nothing is acknowledged without the secondary now: it was asked before that was known, and is void. Not if
             # it was a handshake that has said so, and its connection is not used because of those who wait.
             self.owed = (number, until) if link is not None and link.in_use else None
+            if self.ending:
+                self._refuse()
             return
         if link is not None:
             link.apart()
@@ -101,6 +104,9 @@ class Alone:
         if link is not None and link.in_use and alone != owner.metadata:
             # Begun before the connection, or failed there: the secondary lacks it, and was told that it lacks nothing.
             # It has it soon, or is left, and learns from the next handshake that it is a target (invariant 10).
+            if self.ending:
+                self._refuse()
+                return
             self.owed = number, until
             wait = max(SETTLE_SECONDS, until - loop.time())
             self.retry = loop.call_later(wait, link.lose, "what was written before it waits for too long")
@@ -111,13 +117,28 @@ class Alone:
             if until == 0.0:
                 log.error("%s; writes wait for it, or for the other node", error)
                 until = loop.time() + owner.resource.timeout
-            if loop.time() < until:
+            if loop.time() < until and not self.ending:
                 self.retry = loop.call_later(GRANT_SECONDS, self.go_degraded, number, until)
             else:
-                owner.pipeline.send(GGATE, {"cmd": "refuse_grant"})
+                self._refuse()
             return
         owner._remember()
         owner.pipeline.send(GGATE, {"cmd": "grant", "number": number})
+
+    def _refuse(self) -> None:
+        assert self.owner.pipeline is not None
+        self.owner.pipeline.send(GGATE, {"cmd": "refuse_grant"})
+
+    def end(self) -> None:
+        """The role ends. Who waits for the secondary, or for the disk, gets an error; who has only just asked, and has
+        nothing to wait for, is answered."""
+        waited = self.retry is not None or self.owed is not None
+        self.ending = True
+        self.end_retry()
+        if self.owner.pipeline is not None:
+            self.owner.pipeline.send(GGATE, {"cmd": "give_up"})
+            if waited:
+                self._refuse()
 
     def end_retry(self) -> None:
         """What was asked for is answered, or void."""

@@ -23,12 +23,12 @@ from hast import again, control, control_server, reload
 from hast.config import Config, Resource
 from hast.control import ControlRequest, Role, RoleEntry, RoleReply, StatusEntry, StatusReply
 from hast.control_server import ControlServer
-from hast.errors import HastError
+from hast.errors import ConfigError, HastError
 from hast.hooks import Hooks
 from hast.keeping import Keeping
 from hast.nv import Nv
 from hast.peerlistener import PeerListener
-from hast.reloader import Reloader
+from hast.reloader import Reloader, load
 from hast.rundir import RunDirectory
 from hast.supervisor import Supervisor
 from hast.workers import Workforce
@@ -166,6 +166,7 @@ class Daemon:
         """Have this process become a new hastd, if that one would start; else the reason why not."""
         try:
             await again.check()
+            self._check_rundir(await load(self.config.path))
         except HastError as error:
             log.error("%s: not starting anew: %s", why, error)
             return str(error)
@@ -175,6 +176,15 @@ class Daemon:
         self.restarting = True
         self._stop.set()
         return ""
+
+    def _check_rundir(self, config: Config) -> None:
+        """Raises ConfigError where a new hastd would not find what this one leaves: the keeper with devices and roles,
+        and notes of what disks do not say (hast/boot.py)."""
+        if config.rundir != self.config.rundir:
+            raise ConfigError(
+                f"rundir {self.config.rundir} became {config.rundir}, where nothing is found of what is there:"
+                " 'hastctl stop' ends hastd, then a new one can have it"
+            )
 
     # What happens to resources.
 

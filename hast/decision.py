@@ -9,10 +9,10 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-from hast.messages import OUTDATED, SPLIT_BRAIN, SyncSource, resuid_mismatch_text
+from hast.messages import OUTDATED, SPLIT_BRAIN, STRANGERS, SyncSource, resuid_mismatch_text
 from hast.metadata import Pair
 
 COUNTER_MAX = (1 << 64) - 1
@@ -29,6 +29,7 @@ class Outcome(Enum):
     SPLIT_BRAIN = auto()
     IMPOSSIBLE = auto()  # no history that the protocol allows leads here
     OUTDATED = auto()  # the primary is out of date, and the secondary has nothing that can be told from what it lacks
+    STRANGERS = auto()  # one of the components has been synchronised with a third one since
 
 
 class MapChoice(Enum):
@@ -104,6 +105,17 @@ def for_outdated(made: Decision) -> Decision:
     if made.outcome is Outcome.ADOPT or (made.outcome is Outcome.IMPOSSIBLE and made.target):
         return Decision(Outcome.OUTDATED, error=OUTDATED)
     return made
+
+
+def for_strangers(made: Decision, own_is_needed: bool) -> Decision:
+    """The decision where one of the two components has been synchronised with a third one since they have met: counters
+    and maps are about that one. Only where the secondary's own data is of no use to anybody is it known what to do: all
+    of the primary's is copied to it. One that was never used is nobody's stranger."""
+    if made.error is not None or made.outcome is Outcome.ADOPT:
+        return made
+    if made.syncsrc is SyncSource.PRIMARY and not own_is_needed:
+        return replace(made, map=MapChoice.FULL)
+    return Decision(Outcome.STRANGERS, error=STRANGERS)
 
 
 # Counters of a primary.

@@ -33,6 +33,7 @@ from hast.messages import (
     OUTDATED,
     PROTOCOL_VERSION,
     SPLIT_BRAIN,
+    STRANGERS,
     TOKEN_MISMATCH,
     Handshake1Reply,
     Handshake1Request,
@@ -69,7 +70,7 @@ class RefusedError(HastError):
     """The peer refuses, in good order.
 
     `text` is what it says. `wait`: it may become secondary soon, try again each second. `split_brain`: both
-    nodes have data that the other one lacks. `mismatch`: they have never been synchronised. `outdated`: neither of them
+    nodes have data that the other one lacks. `mismatch`: one has to be made anew. `outdated`: neither of them
     has all of the data.
     """
 
@@ -77,7 +78,7 @@ class RefusedError(HastError):
         self.text = printable(refusal.errmsg[:MAX_TEXT])
         self.wait = refusal.wait
         self.split_brain = refusal.errmsg == SPLIT_BRAIN
-        self.mismatch = refusal.errmsg.startswith(MISMATCH)
+        self.mismatch = refusal.errmsg.startswith(MISMATCH) or refusal.errmsg == STRANGERS
         self.outdated = refusal.errmsg == OUTDATED
         super().__init__(f"{resource}: {peer} refuses the connection: {self.text}")
 
@@ -149,6 +150,7 @@ class PrimaryHandshake:
             hast=True,
             keepmap=self.keepmap,
             outdated=self.metadata.syncing,
+            bond=self.metadata.bond,
         )
         self._token = reply.token
         return pack_message(self.version, request.to_nv())
@@ -186,14 +188,16 @@ class PrimaryHandshake:
         """Take the data that follows the answer to step 2. Raises DataError when it is not what was announced."""
         reply = self._reply
         assert reply is not None
-        pair = self.metadata.pair
+        pair, bond = self.metadata.pair, reply.bond or self.metadata.bond
         return Agreement(
             version=self.version,
             syncsrc=reply.syncsrc,
             secondary=Pair(reply.sizes.localcnt, reply.sizes.remotecnt),
             virgin=reply.virgin,
             map=self._map(reply, payload),
-            metadata=replace(self.metadata, pair=decision.when_told_virgin(pair) if reply.virgin else pair),
+            metadata=replace(
+                self.metadata, pair=decision.when_told_virgin(pair) if reply.virgin else pair, bond=bond
+            ),
             hast=reply.hast,
             token=self._token,
         )
@@ -315,10 +319,12 @@ def answer_second(
     packing: str,
     algorithm: str,
     doubt: bool = False,
+    bond: int = 0,
 ) -> SecondaryAnswer:
     """Decide on step 2. version is in force; metadata this node's, whose pair is a secondary's; read_map() gives its
     on-disk map, metadata.mapsize bytes; packing and algorithm are the resource's compression and checksum. doubt: it
-    may have lost what it had acknowledged and not flushed (hast.boot).
+    may have lost what it had acknowledged and not flushed (hast.boot). bond: a random number, not 0, for the two
+    components to have in common from now on, where they have nothing yet.
 
     Raises what read_map() raises.
     """
@@ -330,8 +336,14 @@ def answer_second(
         made = replace(made, warning="its own changes are thrown away, as 'hastctl discard' has said")
     if request.outdated:
         made = decision.for_outdated(made)
+    strangers = request.bond != metadata.bond and 0 not in (request.bond, metadata.bond)
+    if strangers:
+        made = decision.for_strangers(made, request.outdated or not (metadata.syncing or metadata.discard))
     if made.error is not None:
         return SecondaryAnswer(made, metadata, None, refused_second(made.error, version, metadata))
+    if request.hast:  # one that is not ours does not keep it
+        known = 0 if strangers or made.outcome is Outcome.ADOPT else metadata.bond or request.bond
+        metadata = replace(metadata, bond=known or bond)
     metadata = _accepted(request, made, metadata, doubt)
     bits, keep = b"", None
     if request.keepmap and made.syncsrc is SyncSource.SECONDARY:
@@ -346,7 +358,7 @@ def answer_second(
     payload, data = encode_payload(bits, packing, algorithm)
     uncounted = request.hast or metadata.pair.localcnt == 0
     virgin = (made.virgin and uncounted) or _virgin_again(request, made, metadata)
-    reply = Handshake2Reply(_sizes(metadata), made.syncsrc, virgin, len(bits), data, request.hast)
+    reply = Handshake2Reply(_sizes(metadata), made.syncsrc, virgin, len(bits), data, request.hast, metadata.bond)
     return SecondaryAnswer(made, metadata, keep, pack_message(version, reply.to_nv(), payload))
 
 

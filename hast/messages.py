@@ -49,6 +49,7 @@ NOT_CONFIGURED = "Resource not configured."
 NO_ACCESS = "No access to the resource."
 DISK_FAILED = "The secondary's component failed."  # ours; nothing was accepted
 OUTDATED = "The primary's component is out of date, and this node has not what it lacks."  # ours, as well
+STRANGERS = "One of the two components has been synchronised with another one since."  # ours, as well
 
 
 def wrong_role_text(role: str) -> str:
@@ -300,7 +301,7 @@ class Handshake2Request:
     """Step 2, primary to secondary on the second connection: token, resuid and the primary's pair.
 
     hast: the primary is one of ours, and knows what docs/protocol.md calls extensions. keepmap: it cannot store the
-    secondary's map, which therefore has to keep it. outdated: its component is out of date."""
+    secondary's map, which therefore has to keep it. outdated: its component is out of date. bond: of its component."""
 
     resource: str
     token: bytes
@@ -311,6 +312,7 @@ class Handshake2Request:
     hast: bool = False
     keepmap: bool = False
     outdated: bool = False
+    bond: int = 0
 
     def to_nv(self) -> Nv:
         nv = Nv()
@@ -327,6 +329,8 @@ class Handshake2Request:
             nv.add_uint8("keepmap", 1)
         if self.outdated:
             nv.add_uint8("outdated", 1)
+        if self.bond:
+            nv.add_uint64("bond", self.bond)
         return nv
 
     @classmethod
@@ -344,6 +348,7 @@ class Handshake2Request:
             hast=nv.get_uint8("hast", 0) != 0,
             keepmap=nv.get_uint8("keepmap", 0) != 0,
             outdated=nv.get_uint8("outdated", 0) != 0,
+            bond=nv.get_uint64("bond", 0),
         )
 
 
@@ -374,7 +379,8 @@ class PeerSizes:
 class Handshake2Reply:
     """Step 2, secondary to primary on the first connection. mapsize bytes of activemap follow, as data.
 
-    hast: the secondary is one of ours; said to a primary that is one as well."""
+    hast: the secondary is one of ours; said to a primary that is one as well. bond: what both components have in common
+    from now on."""
 
     sizes: PeerSizes
     syncsrc: SyncSource
@@ -382,6 +388,7 @@ class Handshake2Reply:
     mapsize: int = 0
     data: DataInfo = DataInfo()
     hast: bool = False
+    bond: int = 0
 
     def to_nv(self) -> Nv:
         nv = Nv()
@@ -392,6 +399,8 @@ class Handshake2Reply:
         nv.add_uint32("mapsize", self.mapsize)
         if self.hast:
             nv.add_uint8("hast", 1)
+            if self.bond:
+                nv.add_uint64("bond", self.bond)
         self.data.add_to(nv)
         return nv
 
@@ -403,7 +412,8 @@ class Handshake2Reply:
         if (mapsize == 0) != (data.size == 0) or (mapsize and not data_size_fits(data, mapsize)):
             raise DataError(f"peer sends {data.size} bytes for an activemap of {mapsize} bytes")
         virgin, hast = nv.get_int8("virgin", 0) != 0, nv.get_uint8("hast", 0) != 0
-        return cls(PeerSizes.from_nv(nv), SyncSource(source), virgin, mapsize, data, hast)
+        bond = nv.get_uint64("bond", 0)
+        return cls(PeerSizes.from_nv(nv), SyncSource(source), virgin, mapsize, data, hast, bond)
 
 
 @dataclass(frozen=True)

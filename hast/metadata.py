@@ -61,7 +61,8 @@ class Metadata:
     not say for certain where it differs. blank: and the other node was one that was never used. unsaid: this node's
     data is not fit to be used, and the other one's localcnt is perhaps not above remotecnt. alone: localcnt was raised
     since the other node was last met, so it need not be raised again (hast.decision). discard: what this node
-    has changed alone is to be thrown away when the nodes find that both have (`hastctl discard`).
+    has changed alone is to be thrown away when the nodes find that both have (`hastctl discard`). bond: a random number
+    that it has in common with the component of the other node, which counters and map speak of; 0: not known.
     """
 
     resource: str
@@ -78,6 +79,7 @@ class Metadata:
     unmapped: bool = False
     blank: bool = False
     unsaid: bool = False
+    bond: int = 0
 
     @property
     def mapsize(self) -> int:
@@ -116,6 +118,8 @@ class Metadata:
             nv.add_uint8("blank", 1)
         if self.unsaid:
             nv.add_uint8("unsaid", 1)
+        if self.bond:
+            nv.add_uint64("bond", self.bond)
         return nv.encode(METADATA_SIZE).ljust(METADATA_SIZE, b"\0")
 
 
@@ -172,6 +176,7 @@ def _from_nv(nv: Nv) -> Metadata:
         unmapped=nv.get_uint8("unmapped", 0) != 0,
         blank=nv.get_uint8("blank", 0) != 0,
         unsaid=nv.get_uint8("unsaid", 0) != 0,
+        bond=nv.get_uint64("bond", 0),
     )
     _check_sizes(metadata)
     return metadata

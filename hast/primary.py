@@ -439,9 +439,10 @@ class Primary:
         self.frontend.drop_waiting()
         try:
             await self.frontend.close_listener()
-            self._end_retry()
-            if not leave:
-                self._end_waits()
+            if leave:
+                self._end_retry()  # the next worker is asked for it again
+            else:
+                self.alone.end()
             if not leave or self.frontend.useless:
                 try:
                     await self.frontend.remove_device()
@@ -461,12 +462,6 @@ class Primary:
         finally:
             if self.component is not None:
                 self.component.close()
-
-    def _end_waits(self) -> None:
-        """Who waits for the secondary, or for the disk, gets an error; else the next worker is asked for it again."""
-        if self.pipeline is not None:
-            self.pipeline.send(GGATE, {"cmd": "give_up"})
-            self.pipeline.send(GGATE, {"cmd": "refuse_grant"})
 
     async def _stop_stages(self, leave: bool) -> None:
         assert self.pipeline is not None

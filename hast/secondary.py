@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import socket
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -21,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hast import boot
+from hast import boot, decision
 from hast.activemap import FILE_SECTOR_SIZE, METADATA_SIZE, count_dirty, extent_count
 from hast.channel import close_all
 from hast.component import Component, open_component
@@ -187,6 +188,7 @@ class Secondary:
             self.resource.compression,
             self.resource.checksum,
             doubt,
+            decision.choose_resuid(secrets.randbits(64)),
         )
         if answer.map is not None:
             self._write_map(answer.map, durable=True)
@@ -208,7 +210,7 @@ class Secondary:
             self._hook("split-brain")
         else:
             log.error("%s: refused %s: %s", name, peer, answer.decision.error)
-            if answer.decision.outcome is Outcome.RESUID_MISMATCH:
+            if answer.decision.outcome in (Outcome.RESUID_MISMATCH, Outcome.STRANGERS):
                 log.error(MISMATCH_ADVICE, name, name)
 
     async def _serve(self, message: dict[str, Any], incoming: socket.socket, out: socket.socket) -> None:

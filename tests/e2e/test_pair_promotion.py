@@ -3,7 +3,10 @@ primary unless it is forced to, and may become primary as soon as its primary ha
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,7 +14,8 @@ import pytest
 from tests.e2e.node import MIB, eventually, loopback
 from tests.e2e.pair import Pair, PairNode
 from tests.e2e.relay import Relay, Way
-from tests.nbdclient import FLUSH, RawClient
+from tests.e2e.test_block_device import stage_pid
+from tests.nbdclient import FLUSH, WRITE, RawClient
 
 SIZE = 32 * MIB
 SLOW = "timeout 5\ncompression none\nsyncrate 65536"  # 8 minutes for all of it
@@ -141,6 +145,31 @@ def test_primary_that_ends_as_soon_as_it_has_met_its_secondary(
     assert (first["localcnt"], first["remotecnt"]) == (second["remotecnt"], second["localcnt"])
     assert not first["syncing"] and not second["syncing"]
     pair.b.set_role("primary")
+
+
+def test_what_was_sent_just_before_the_role_ends_is_answered(make_pair: MakePair) -> None:
+    """It is the first write without the secondary: what has to be stored for it is stored, where the disk takes it, and
+    it is no error for the client that its question comes when the end has begun."""
+    pair = make_pair({"disk": SIZE})
+    pair.up()
+    node = pair.a
+    with RawClient(node.socket()) as client:
+        assert client.write(0, b"-" * 512) == 0
+        pair.b.set_role("init")
+        eventually(lambda: "lost: the secondary closed the connection" in node.said(), "the secondary is lost")
+        ggate = stage_pid(node, "ggate")
+        os.kill(ggate, signal.SIGSTOP)
+        client.start(WRITE, 0, 512, payload=b"x" * 512)
+        ending = threading.Thread(target=node.set_role, args=("init",))
+        ending.start()
+        eventually(lambda: not node.socket().exists(), "the end has begun")
+        os.kill(ggate, signal.SIGCONT)
+        assert [answer.error for answer in client.wait().values()] == [0]
+        ending.join()
+    assert node.dump()["localcnt"] > pair.b.dump()["remotecnt"]
+    node.set_role("primary")
+    with RawClient(node.socket()) as client:
+        assert client.read(0, 512) == b"x" * 512
 
 
 def test_a_notice_that_does_not_get_through_is_given_again(make_pair: MakePair, relay: Relay) -> None:

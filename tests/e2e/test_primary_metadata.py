@@ -81,6 +81,17 @@ def test_write_is_told_when_the_metadata_cannot_be_stored(prepared: tuple[Pair, 
     assert pair.differing() is None
 
 
+def test_write_is_told_when_the_role_ends(prepared: tuple[Pair, FaultDisk]) -> None:
+    """Nobody waits for the disk then."""
+    pair, disk = prepared
+    with RawClient(pair.a.socket()) as raw:
+        start_alone(pair, disk, raw)
+        pair.a.set_role("init")
+        assert told(raw) == [EIO]
+    assert pair.a.dump()["localcnt"] == pair.b.dump()["remotecnt"]
+    disk.heal()
+
+
 def test_secondary_comes_back_before_the_metadata_can_be_stored(prepared: tuple[Pair, FaultDisk]) -> None:
     """There is nothing new to be stored for it: it is used, and who waits is answered when it has the write."""
     pair, disk = prepared

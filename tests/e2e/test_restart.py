@@ -380,6 +380,19 @@ def test_no_restart_with_a_configuration_that_cannot_be_used(node: Node) -> None
     assert node.status()["workerpid"] == worker
 
 
+def test_no_restart_with_another_run_directory(node: Node) -> None:
+    """The new hastd would not find the keeper, and what notes say of a disk that does not say it itself."""
+    worker = node.status()["workerpid"]
+    good = node.conf.read_text()
+    node.conf.write_text(good.replace(f"rundir {node.rundir}\n", f"rundir {node.rundir}2\n"))
+    done = node.ctl("restart", check=False)
+    assert done.returncode == os.EX_SOFTWARE
+    assert f"rundir {node.rundir} became {node.rundir}2" in done.stderr and done.stderr.count("\n") == 1
+    assert (node.status()["role"], node.status()["workerpid"]) == ("primary", worker)
+    node.conf.write_text(good)
+    node.ctl("restart")
+
+
 def test_configuration_is_tested(node: Node) -> None:
     hastd = tools.ROOT / "bin" / "hastd"
     assert node.run(hastd, "-t", "-c", node.conf).stderr == ""

@@ -49,9 +49,10 @@ def second(request: Handshake2Request, head: bytes) -> None:
     metadata = replace(
         METADATA, resuid=RESUIDS[head[0] % 3], pair=PAIRS[head[0] // 4 % 5], prevrole=Role.SECONDARY,
         syncing=bool(head[1] & 1), discard=bool(head[1] & 2),
+        bond=7 * bool(head[1] & 4),
     )  # fmt: skip
     bits = bytes((head[2],)) * metadata.mapsize
-    answer = answer_second(request, 2, metadata, lambda: bits, PACKING[head[3] % 3], CHECKSUM[head[3] // 4 % 3])
+    answer = answer_second(request, 2, metadata, lambda: bits, PACKING[head[3] % 3], CHECKSUM[head[3] // 4 % 3], bond=9)
     assert unpack(answer.metadata.pack(), "data") == answer.metadata, "what is stored cannot be read"
     assert answer.map is None or len(answer.map) == metadata.mapsize
     _, nv, payload = unpack_message(answer.message, 1 << 20)

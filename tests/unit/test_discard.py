@@ -166,7 +166,9 @@ class World:
         reply = unpack_message(accept_first(Handshake1Request("data"), TOKEN)[1], HANDSHAKE_LIMIT)[1]
         request = Handshake2Request.from_nv(unpack_message(handshake.first_reply(reply), HANDSHAKE_LIMIT)[1])
         gives_up = s.metadata.discard
-        answer = answer_second(request, 2, s.metadata, lambda: bytes(s.map), "none", "none")
+        bond = min({1, 2, 3} - {p.metadata.bond, s.metadata.bond})  # there are no other components
+        answer = answer_second(request, 2, s.metadata, lambda: bytes(s.map), "none", "none", bond=bond)
+        assert answer.decision.outcome is not Outcome.STRANGERS, "they belong together"
         if answer.map is not None:
             s.map[:] = answer.map
         s.metadata = answer.metadata

@@ -166,6 +166,6 @@ def test_all_that_is_said_stands_in_one_sector() -> None:
     largest = (1 << 64) - 1
     block = Metadata(
         "n" * MAX_NAME, (1 << 62), 1 << 30, (1 << 32) - 1, 4096 + (1 << 30), largest, Pair(largest, largest),
-        Role.SECONDARY, syncing=True, alone=True, discard=True,
+        Role.SECONDARY, syncing=True, alone=True, discard=True, unmapped=True, blank=True, unsaid=True, bond=largest,
     )  # fmt: skip
     assert len(block.pack().rstrip(b"\0")) <= activemap.FILE_SECTOR_SIZE

@@ -56,6 +56,7 @@ class Setup:
     extentsize: int = 256 << 10
     keepdirty: int = 8
     on_io_error: str = "detach"
+    directio: str = "auto"
     cell: int = 4096
     cells: int = 8192
     memory: bool = True
@@ -71,7 +72,7 @@ class Setup:
         return (
             f"timeout {self.timeout}\nreplication {self.replication}\nmetaflush {self.metaflush}\n"
             f"compression {self.compression}\nchecksum {self.checksum}\nsyncrate {self.syncrate}\n"
-            f"on-io-error {self.on_io_error}"
+            f"on-io-error {self.on_io_error}\ndirectio {self.directio}"
         )
 
     def has(self, what: str) -> bool:
@@ -194,10 +195,11 @@ class Cluster:
         if self.network is not None:
             self.network.heal()
 
-    def write_conf(self, node: PairNode, setup: Setup) -> None:
-        """The node's configuration from now on, for its next start or reload."""
+    def write_conf(self, node: PairNode, setup: Setup, alone: bool = False) -> None:
+        """The node's configuration from now on, for its next start or reload. alone: it is to have no other node."""
         relay = self.relays.get(node.node)
         remote = relay.url if relay is not None else f"tcp4://{self.pair.other(node).address}"
+        remote = "none" if alone else remote
         hook = f"exec {node.directory}/hook\n"
         node.write_conf("nbd", hook + setup.conf(), "", f"remote {remote}\nsource {node.address}")
         self.settings[node.node] = setup
@@ -400,6 +402,8 @@ class Cluster:
     def behind(self, node: PairNode) -> str:
         """Why the node may lack what was acknowledged by the other one; empty: it has it all."""
         mine, other = self.metadata(node), self.metadata(self.pair.other(node))
+        if mine.resuid != other.resuid:
+            return "it was made anew"
         if mine.syncing or self.lacking(node):
             return "it is being synchronised"
         if (other.alone and other.prevrole is Role.PRIMARY) or other.pair.localcnt != mine.pair.remotecnt:

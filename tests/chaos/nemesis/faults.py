@@ -90,6 +90,8 @@ TABLE: tuple[Fault, ...] = (
     Fault("role: both primary", roles.both_primary(False)),
     Fault("role: both primary, link cut", roles.both_primary(True)),
     Fault("reload with other settings", roles.reload, 2),
+    Fault("reload: primary leaves its secondary for a while", roles.part),
+    Fault("secondary made anew", roles.made_anew),
     *(Fault(f"sync interrupted: {what}", syncs.interrupted(what)) for what in MIDDLES),
     Fault("sync interrupted: source dies, target is asked", syncs.interrupted("source dies, target is asked")),
     Fault("sync interrupted: source dies, target is forced", syncs.forced),

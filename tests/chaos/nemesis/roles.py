@@ -7,7 +7,7 @@ import threading
 import time
 from dataclasses import replace
 
-from tests.chaos.nemesis.cluster import Cluster, Setup
+from tests.chaos.nemesis.cluster import Cluster, Setup, wait
 from tests.chaos.nemesis.common import Inject, one_primary, safe, well
 from tests.chaos.nemesis.operator import Operator
 from tests.e2e.pair import PairNode
@@ -101,8 +101,43 @@ def reload(cluster: Cluster, operator: Operator, rng: random.Random) -> bool:
     new = changed(old, rng)
     cluster.story.tell(f"  {node.node}: {new.conf().replace(chr(10), ', ')}")
     cluster.write_conf(node, new)
+    hang_up(node)
+    return True
+
+
+def hang_up(node: PairNode) -> None:
     assert node.hastd is not None
     node.hastd.send_signal(1)
+
+
+def reloads(node: PairNode) -> int:
+    return node.log.read_text(errors="replace").count("configuration read again")
+
+
+def part(cluster: Cluster, operator: Operator, rng: random.Random) -> bool:
+    """SIGHUP with `remote none` on the primary, which goes on alone, and with what was there before."""
+    node = cluster.primary
+    if not one_primary(cluster) or cluster.role(node) != "primary":
+        return False
+    for alone in (True, False):
+        cluster.write_conf(node, cluster.settings[node.node], alone)
+        before = reloads(node)
+        hang_up(node)
+        wait(lambda before=before: reloads(node) > before, f"{node.node} reads its configuration again")
+        time.sleep(rng.choice([0, 0.1, 1]) if alone else 0)
+    cluster.troubled = time.monotonic()
+    return True
+
+
+def made_anew(cluster: Cluster, operator: Operator, rng: random.Random) -> bool:
+    """The secondary has a new component, which knows nothing."""
+    if not well(cluster) or not safe(cluster):
+        return False
+    node = cluster.secondary
+    operator.ensure_role(node, "init")
+    node.create("-e", str(cluster.setup.extentsize), "-k", str(cluster.setup.keepdirty))
+    operator.ensure_role(node, "secondary")
+    wait(lambda: cluster.metadata(node).resuid, f"{node.node} has met its primary")
     return True
 
 
@@ -113,6 +148,7 @@ def changed(setup: Setup, rng: random.Random) -> Setup:
         {"timeout": rng.choice([2, 3])},
         {"metaflush": rng.choice(["on", "off"])},
         {"on_io_error": rng.choice(["detach", "pass"])},
+        {"directio": rng.choice(["auto", "off"])},  # a new worker
     ]
     if setup.replication != "async":
         choices.append({"replication": rng.choice(["fullsync", "memsync"])})

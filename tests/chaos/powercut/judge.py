@@ -99,7 +99,7 @@ def meet(primary: Node, metadata: Metadata, virgin: bool, secondary: Node) -> Me
     ours = PrimaryHandshake(metadata, secondary.name, virgin=virgin)
     step2 = ours.first_reply(Handshake1Reply(2, TOKEN).to_nv())
     request = Handshake2Request.from_nv(unpack_message(step2, HANDSHAKE_LIMIT)[1])
-    answer = answer_second(request, 2, own, lambda: secondary.map, "none", "none")
+    answer = answer_second(request, 2, own, lambda: secondary.map, "none", "none", bond=request.bond + 1)
     _, nv, payload = unpack_message(answer.message, HANDSHAKE_LIMIT)
     try:
         ours.second_reply(nv)

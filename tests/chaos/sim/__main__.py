@@ -39,6 +39,7 @@ def tell(seed: int, directory: Path) -> None:
     short = shorten(story)
     text, told = replay(short, tells=True)
     path = directory / f"story-{seed}.json"
+    directory.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(short) + "\n")
     print(f"  shortened to {len(short) - 1} steps, saved as {path} (--replay): {text}")
     for line in told[:100]:

@@ -17,6 +17,7 @@ from hast.errors import DataError
 from hast.handshake import first_request
 from hast.notice import AHEAD, Notice, heed
 from hast.promotion import discarding
+from tests.chaos.sim.oracle import Broken
 from tests.chaos.sim.parts import Conn, Died, Part, Request, StoreFailed, WorkerFailed
 from tests.chaos.sim.shake import TOKEN, Shaken, shake
 
@@ -100,6 +101,8 @@ class Secondary(Part):
         world.outcomes[made.outcome] += 1
         if world.tells:
             world.say(f"{world.name(self.node)}: decides {made.outcome}")
+        if made.outcome == "STRANGERS":
+            raise Broken("two components that belong together are taken for strangers")
         if made.discards:
             self.oracle.alone[self.node].clear()
         if made.map is not None:

@@ -67,7 +67,8 @@ def shake(
     assert isinstance(second, Handshake2Request) and check_token(second, TOKEN) is None
     mapsize = secondary.mapsize
     read_map = partial(bits.to_bytes, mapsize, "little")
-    answer = answer_second(second, in_force, secondary, read_map, "hole", "crc32", doubt)
+    bond = min({1, 2, 3} - {primary.bond, secondary.bond})  # there are no other components
+    answer = answer_second(second, in_force, secondary, read_map, "hole", "crc32", doubt, bond)
     made = answer.decision
     keep = None if answer.map is None else int.from_bytes(answer.map, "little")
     agreement, why = None, ""
