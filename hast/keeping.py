@@ -39,24 +39,25 @@ REMOVE_SECONDS = 5.0  # for a device that nobody serves to be taken away
 
 @dataclass
 class Kept:
-    """What is kept of one resource: its role, and of a primary with a block device the FUSE channel `fd`, and `device`:
-    what its worker wants to know of it again."""
+    """What is kept of one resource: its role, of a primary what it has `served`, and where it has a block device the
+    FUSE channel `fd`, and `device`: what its worker wants to know of it again."""
 
     role: str = ""
     device: dict[str, Any] | None = None
     fd: int = -1
+    served: dict[str, Any] | None = None
 
     def record(self) -> dict[str, Any]:
         """The same as JSON can carry it."""
         mount = self.device.get("mount") if self.device is not None else None
-        return {"role": self.role, "device": self.device, "mount": mount}
+        return {"role": self.role, "device": self.device, "mount": mount, "served": self.served}
 
     @classmethod
     def from_record(cls, record: dict[str, Any], fds: list[int]) -> Kept:
         """Owns the descriptors from now on."""
         close_all(fds[1:])
-        device = record.get("device")
-        return cls(str(record.get("role", "")), device if isinstance(device, dict) else None, fds[0] if fds else -1)
+        device, served = (found if isinstance(found := record.get(key), dict) else None for key in ("device", "served"))
+        return cls(str(record.get("role", "")), device, fds[0] if fds else -1, served)
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -89,6 +90,8 @@ class Keeping:
         kept = self.kept.setdefault(name, Kept())
         if kept.role != role:
             kept.role = role
+            if role != "primary":
+                kept.served = None
             self._tell(name)
 
     def device(self, name: str, device: dict[str, Any], fd: int) -> None:
@@ -97,6 +100,13 @@ class Keeping:
         kept.close()
         kept.device, kept.fd = device, fd
         self._tell(name)
+
+    def serves(self, name: str, served: dict[str, Any] | None) -> None:
+        """What the worker of a primary says that it serves: the next one of the same primary is to serve the same."""
+        kept = self.kept.setdefault(name, Kept())
+        if kept.served != served:
+            kept.served = served
+            self._tell(name)
 
     def release(self, name: str) -> None:
         """The block device is gone: whoever still uses it gets errors when the last copy of its channel is closed."""
