@@ -276,9 +276,13 @@ class Keeping:
         """End the keeper and what it keeps; or, to `leave`, let it keep everything for the next hastd."""
         if self._retry is not None:
             self._retry.cancel()
-        if leave and self.kept and not self._there():
+        there = self._there()
+        if leave and self.kept and not (there and (self.rundir / SOCKET).is_socket()):
+            # The next hastd knows nothing but what the keeper says, and finds it by its socket.
+            if there:
+                self._send({"cmd": "end"})
             self._hang_up()
-            self._begin()  # the next hastd knows nothing but what the keeper says
+            self._begin()
         if not leave:
             self._send({"cmd": "end"})
         self._hang_up()
