@@ -130,6 +130,9 @@ class Supervisor:
             log.error("%s", text)
             return RoleEntry(self.name, UnavailableError.exit_code, errmsg=text)
         await self._end_worker()
+        if role is Role.SECONDARY and previous is Role.PRIMARY:
+            # It has served for the last time. Should hastd not live to see it secondary, the next one is to know that.
+            self._keeping.role(self.name, role.text)
         try:
             if force:
                 await self._force()
