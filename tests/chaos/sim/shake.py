@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
+from zlib import crc32
 
 from hast.control import Role
 from hast.errors import DataError
@@ -67,7 +68,8 @@ def shake(
     assert isinstance(second, Handshake2Request) and check_token(second, TOKEN) is None
     mapsize = secondary.mapsize
     read_map = partial(bits.to_bytes, mapsize, "little")
-    answer = answer_second(second, in_force, secondary, read_map, "hole", "crc32", doubt)
+    bond = crc32(repr((primary, secondary)).encode()) + 1  # no chance here: another one for others
+    answer = answer_second(second, in_force, secondary, read_map, "hole", "crc32", doubt, bond)
     made = answer.decision
     keep = None if answer.map is None else int.from_bytes(answer.map, "little")
     agreement, why = None, ""
