@@ -90,8 +90,6 @@ class Keeping:
         kept = self.kept.setdefault(name, Kept())
         if kept.role != role:
             kept.role = role
-            if role != "primary":
-                kept.served = None
             self._tell(name)
 
     def device(self, name: str, device: dict[str, Any], fd: int) -> None:
@@ -123,9 +121,12 @@ class Keeping:
             self._send({"cmd": "drop", "name": name})
 
     async def remove(self, name: str) -> None:
-        """Take away what its workers have not taken away themselves, because they were killed: there is none now."""
+        """What was served is over. Take away what its workers have not taken away themselves, because they were killed:
+        there is none now."""
         (self.rundir / f"{name}.sock").unlink(missing_ok=True)
         kept = self.kept.get(name)
+        if kept is not None and kept.served is not None:
+            self.serves(name, None)
         if kept is None or kept.fd < 0:
             return
         self.release(name)

@@ -359,8 +359,6 @@ class Supervisor:
         """While held: end the worker if it cannot take these settings over."""
         if action(changed_settings(self.resource, resource), self.role) is Action.RESTART:
             await self._end_worker()
-            if self.role is Role.PRIMARY:
-                self._keeping.serves(self.name, None)
 
     def go_on(self, resource: Resource) -> None:
         """End of hold(): the same role, these settings. The worker that had to make way gets a successor."""
