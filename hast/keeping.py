@@ -39,24 +39,25 @@ REMOVE_SECONDS = 5.0  # for a device that nobody serves to be taken away
 
 @dataclass
 class Kept:
-    """What is kept of one resource: its role, and of a primary with a block device the FUSE channel `fd`, and `device`:
-    what its worker wants to know of it again."""
+    """What is kept of one resource: its role, of a primary what it has `served`, and where it has a block device the
+    FUSE channel `fd`, and `device`: what its worker wants to know of it again."""
 
     role: str = ""
     device: dict[str, Any] | None = None
     fd: int = -1
+    served: dict[str, Any] | None = None
 
     def record(self) -> dict[str, Any]:
         """The same as JSON can carry it."""
         mount = self.device.get("mount") if self.device is not None else None
-        return {"role": self.role, "device": self.device, "mount": mount}
+        return {"role": self.role, "device": self.device, "mount": mount, "served": self.served}
 
     @classmethod
     def from_record(cls, record: dict[str, Any], fds: list[int]) -> Kept:
         """Owns the descriptors from now on."""
         close_all(fds[1:])
-        device = record.get("device")
-        return cls(str(record.get("role", "")), device if isinstance(device, dict) else None, fds[0] if fds else -1)
+        device, served = (found if isinstance(found := record.get(key), dict) else None for key in ("device", "served"))
+        return cls(str(record.get("role", "")), device, fds[0] if fds else -1, served)
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -98,6 +99,13 @@ class Keeping:
         kept.device, kept.fd = device, fd
         self._tell(name)
 
+    def serves(self, name: str, served: dict[str, Any] | None) -> None:
+        """What the worker of a primary says that it serves: the next one of the same primary is to serve the same."""
+        kept = self.kept.setdefault(name, Kept())
+        if kept.served != served:
+            kept.served = served
+            self._tell(name)
+
     def release(self, name: str) -> None:
         """The block device is gone: whoever still uses it gets errors when the last copy of its channel is closed."""
         kept = self.kept.get(name)
@@ -113,9 +121,12 @@ class Keeping:
             self._send({"cmd": "drop", "name": name})
 
     async def remove(self, name: str) -> None:
-        """Take away what its workers have not taken away themselves, because they were killed: there is none now."""
+        """What was served is over. Take away what its workers have not taken away themselves, because they were killed:
+        there is none now."""
         (self.rundir / f"{name}.sock").unlink(missing_ok=True)
         kept = self.kept.get(name)
+        if kept is not None and kept.served is not None:
+            self.serves(name, None)
         if kept is None or kept.fd < 0:
             return
         self.release(name)
@@ -266,9 +277,13 @@ class Keeping:
         """End the keeper and what it keeps; or, to `leave`, let it keep everything for the next hastd."""
         if self._retry is not None:
             self._retry.cancel()
-        if leave and self.kept and not self._there():
+        there = self._there()
+        if leave and self.kept and not (there and (self.rundir / SOCKET).is_socket()):
+            # The next hastd knows nothing but what the keeper says, and finds it by its socket.
+            if there:
+                self._send({"cmd": "end"})
             self._hang_up()
-            self._begin()  # the next hastd knows nothing but what the keeper says
+            self._begin()
         if not leave:
             self._send({"cmd": "end"})
         self._hang_up()

@@ -27,7 +27,7 @@ from hast.alone import Alone
 from hast.component import AbsentComponent, Component
 from hast.config import Resource
 from hast.control import Role
-from hast.errors import DiskError, HastError, TemporaryError
+from hast.errors import DiskError, HastError, TemporaryError, UnavailableError
 from hast.ffi import _hast
 from hast.frontend import Frontend, Tell
 from hast.handshake import Agreement
@@ -84,6 +84,7 @@ class Primary:
         note = boot.note(self.rundir, resource.name)
         again = bool(orders.get("again"))
         self.component, self.metadata = open_primary(resource, self.rundir, again)
+        self._check_served(orders.get("served"))
         self.metadata, unrecorded = read_note(self.rundir, self.component, self.metadata)
         unrecorded = unrecorded or isinstance(self.component, AbsentComponent)
         role = self.metadata.prevrole
@@ -124,7 +125,21 @@ class Primary:
 
     def ready_message(self) -> dict[str, Any]:
         """What main is told when clients can be served."""
-        return self.frontend.ready_message()
+        return self.frontend.ready_message() | {"served": self._served()}
+
+    def _served(self) -> dict[str, Any]:
+        """Whose data clients find here."""
+        assert self.metadata is not None
+        return {"localpath": self.resource.localpath, "resuid": self.metadata.resuid}
+
+    def _check_served(self, before: dict[str, Any] | None) -> None:
+        """before: what the worker before this one has served. NBD clients that connect again by themselves, and users
+        of a block device, are to find the same. Raises UnavailableError."""
+        if before is not None and before != self._served():
+            raise UnavailableError(
+                f"{self.resource.name}: not going on as primary: the settings or the component have changed:"
+                f" {before} became {self._served()}"
+            )
 
     def _become_primary(self) -> bool:
         """Take the role in the metadata, if it may be taken (hast/promotion.py). Whether nothing was ever written

@@ -132,6 +132,9 @@ class Supervisor:
             log.error("%s", text)
             return RoleEntry(self.name, UnavailableError.exit_code, errmsg=text)
         await self._end_worker()
+        if role is Role.SECONDARY and previous is Role.PRIMARY:
+            # It has served for the last time. Should hastd not live to see it secondary, the next one is to know that.
+            self._keeping.role(self.name, role.text)
         try:
             if force:
                 await self._force()
@@ -253,16 +256,19 @@ class Supervisor:
         kept = self._keeping.kept.get(self.name)
         channel = [kept.fd] if kept is not None and kept.fd >= 0 and role is Role.PRIMARY else []
         device = kept.device if kept is not None and channel else None
-        orders = {"resume": self._resuming, "again": again, "device": device}
+        served = kept.served if kept is not None and again else None
+        orders = {"resume": self._resuming, "again": again, "device": device, "served": served}
         worker = self._worker = self._workforce.spawn(self.resource, role.text, orders, channel)
         either: list[asyncio.Future[Any]] = [worker.ready, worker.ended]
         seconds = self._ready_seconds
         await asyncio.wait(either, timeout=seconds, return_when="FIRST_COMPLETED")
         if worker.ready.done():
             self._end_resuming()
+            if role is Role.PRIMARY:
+                self._keeping.serves(self.name, worker.ready.result().get("served"))
             details = {key: worker.ready.result().get(key) for key in ("device", "nbd")}
-            served = " and ".join(str(path) for path in details.values() if path)
-            log.info("%s: %s serves %s", self.name, worker.name, served or "the resource")
+            paths = " and ".join(str(path) for path in details.values() if path)
+            log.info("%s: %s serves %s", self.name, worker.name, paths or "the resource")
             self._on_event(self.name, "worker", state="ready", pid=worker.pid, **details)
             return worker
         in_time = worker.ended.done()

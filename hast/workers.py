@@ -1,13 +1,13 @@
 """Workers as main sees them, and the spawner that forks them. What to do with them is decided in supervisor.py.
 
-    main -> worker   {"cmd": "start", "resume": bool, "again": bool, "device": {} or null}, the first one, + the FUSE
-                     channel of the block device that is there already, if there is one; resume: hastd was gone
-                     meanwhile; again: another worker had this role before
+    main -> worker   {"cmd": "start", "resume": bool, "again": bool, "device": {} or null, "served": {} or null}, the
+                     first one, + the FUSE channel of the block device that is there already, if there is one; resume:
+                     hastd was gone meanwhile; again: another worker had this role before; served: what that one served
                      {"cmd": "status", "id"}; {"cmd": "stop", "leave": bool}: leave the block device as it is, another
                      worker takes it; of the peer: see peerlistener.py
                      {"cmd": "discard", "id"}: see promotion.discarding(); answered as "status", {} or {"error", "code"}
                      {"cmd": "reload", "resource"}: other settings, those that need no new worker
-    worker -> main   {"event": "ready", "device": path or null, "nbd": path}
+    worker -> main   {"event": "ready", "device": path or null, "nbd": path, "served": {}, of a primary}
                      {"event": "failed", "message", "exit_code"}: why it is about to end
                      {"event": "status", "id", "status": {fields of control.StatusEntry}}
                      {"event": "hook", "args": [event, resource, ...]}

@@ -345,7 +345,7 @@ def restart(options: Options) -> int:
     while True:
         try:
             entries = _statuses(options)
-            if all(entry.role == "init" or entry.workerpid for entry in entries):
+            if not any(_idle(entry) for entry in entries):
                 break
         except HastError:
             if time.monotonic() > deadline:
@@ -354,12 +354,17 @@ def restart(options: Options) -> int:
             break
         time.sleep(RESTART_POLL_SECONDS)
     changed = [entry for entry in entries if roles.get(entry.resource, "init") != entry.role]
-    idle = [entry for entry in entries if entry.role != "init" and not entry.workerpid]
+    idle = [entry for entry in entries if _idle(entry)]
     for entry in changed:
         complain(f"{entry.resource}: it was {roles.get(entry.resource)}, and is {entry.role} now: see hastd's log")
     for entry in idle:
         complain(f"{entry.resource}: {entry.errmsg or 'nothing serves it yet'}")
     return os.EX_TEMPFAIL if changed or idle else os.EX_OK
+
+
+def _idle(entry: StatusEntry) -> bool:
+    """It is not served, or not yet: a worker that is there need not do that."""
+    return entry.role != "init" and (not entry.workerpid or entry.errmsg is not None)
 
 
 def _statuses(options: Options) -> Sequence[StatusEntry]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -378,6 +379,31 @@ def test_no_restart_with_a_configuration_that_cannot_be_used(node: Node) -> None
     assert "a new hastd does not start: " in done.stderr and done.stderr.count("\n") == 1
     node.conf.write_text(good)
     assert node.status()["workerpid"] == worker
+
+
+def test_restart_waits_until_resources_are_served(make_node: MakeNode) -> None:
+    """A worker that is there may find that it cannot serve: who has asked is to hear of that."""
+    node = make_node({"disk": 8 * MIB}, memory=False)
+    node.create()
+    disk = FaultDisk.under(node)
+    node.start()
+    node.set_role("primary")
+    worker = node.status()["workerpid"]
+    disk.hang("read")
+    restart = [tools.ROOT / "bin" / "hastctl", "restart", "-c", node.conf]
+    with subprocess.Popen(restart, env=node.env, stderr=subprocess.PIPE, text=True) as hastctl:
+
+        def another() -> bool:
+            done = node.ctl("status", "--json", node.name(), check=False)
+            return done.returncode == 0 and json.loads(done.stdout)[0]["workerpid"] not in (0, worker)
+
+        eventually(another, "another worker")
+        for _ in range(10):
+            node.status()
+        assert hastctl.poll() is None, "it is not served yet"
+        disk.heal()
+        assert hastctl.communicate()[1] == "" and hastctl.returncode == 0
+    assert node.socket().exists()
 
 
 def test_no_restart_with_another_run_directory(node: Node) -> None:

@@ -6,16 +6,18 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from tests import tools
 from tests.chaos.kill_each import Fio
-from tests.e2e.node import DEADLINE, Node, eventually
+from tests.e2e.node import DEADLINE, MIB, Node, eventually
 from tests.e2e.test_restart import kill_main, served_by_another
+from tests.nbdclient import RawClient
 
+MakeNode = Callable[..., Node]
 KINDS = ["ggate", "disk", "worker", "main", "restart"]
 BLOCK = 64 << 10
 BLOCKS = 64
@@ -137,3 +139,54 @@ def test_clients_behind_nbdkit_go_on(node: Node) -> None:
                 )
         finally:
             writer.end()
+
+
+@pytest.mark.parametrize("how", ["hastd killed", "restart", "worker killed"])
+def test_nbd_clients_do_not_find_another_component(make_node: MakeNode, how: str) -> None:
+    """Those that connect again by themselves have no other data under them either."""
+    node = make_node({"disk": 8 * MIB})
+    node.primary()
+    with RawClient(node.socket()) as client:
+        assert client.write(0, b"x" * 512) == 0
+    good, other = node.conf.read_text(), node.components / "other"
+    with other.open("wb") as file:
+        file.truncate(node.component().stat().st_size)
+    node.conf.write_text(good.replace(f"local {node.component()}\n", f"local {other}\n"))
+    node.create()
+    if how == "hastd killed":
+        kill_main(node)
+        node.start()
+    elif how == "restart":
+        assert node.ctl("restart", check=False).returncode == os.EX_TEMPFAIL
+    else:
+        node.conf.write_text(good)
+        other.rename(node.component())
+        os.kill(int(node.status()["workerpid"]), signal.SIGKILL)
+    eventually(lambda: node.status()["role"] == "init", "it does not go on")
+    assert "the settings or the component have changed" in node.said()
+    assert not node.socket().exists()
+    node.set_role("primary")  # that is another matter
+
+
+def test_reload_is_no_reason_not_to_go_on(make_node: MakeNode) -> None:
+    """The component that there is since then is the one that is gone on with."""
+    node = make_node({"disk": 8 * MIB})
+    node.primary()
+    other = node.components / "other"
+    with other.open("wb") as file:
+        file.truncate(node.component().stat().st_size)
+    node.conf.write_text(node.conf.read_text().replace(f"local {node.component()}\n", f"local {other}\n"))
+    node.create()
+    assert node.hastd is not None
+    node.hastd.send_signal(signal.SIGHUP)
+    eventually(lambda: node.status()["localpath"] == str(other) and node.socket().exists(), "the other component")
+    with RawClient(node.socket()) as client:
+        assert client.write(0, b"x" * 512) == 0
+    os.kill(int(node.status()["workerpid"]), signal.SIGKILL)
+    eventually(lambda: "starting its worker again" in node.said(), "the end of the worker is noticed")
+    eventually(lambda: node.status()["status"] == "degraded" and node.socket().exists(), "it goes on")
+    kill_main(node)
+    node.start()
+    eventually(lambda: node.status()["status"] == "degraded" and node.socket().exists(), "it goes on")
+    with RawClient(node.socket()) as client:
+        assert client.read(0, 512) == b"x" * 512

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 
@@ -14,10 +15,11 @@ from tests import tools
 from tests.chaos.steady import SteadyProcess
 from tests.e2e.node import DEADLINE, MIB, ROOT, Node, end_with_parent, eventually
 from tests.e2e.pair import Pair
-from tests.e2e.test_block_device import assert_gone, block, make_block, stage_pid
+from tests.e2e.test_block_device import assert_gone, assert_there, block, make_block, stage_pid
 from tests.e2e.test_reload import hang_up, put
 from tests.e2e.test_reload_pair import with_settings
 from tests.e2e.test_restart import kill_main, pid_of, served_by_another, steady
+from tests.faultdisk import FaultDisk
 from tests.nbdclient import RawClient
 
 __all__ = ["block", "make_block", "steady"]
@@ -177,3 +179,35 @@ def test_failed_restart_of_a_secondary_with_a_sick_disk_is_tried_again(make_pair
     disk.heal()
     pair.wait_in_sync(pair.a)
     assert pair.differing() is None
+
+
+def test_restart_after_the_run_directory_was_cleared(steady: tuple[Node, SteadyProcess]) -> None:
+    """The keeper is there, and the next hastd would not find it."""
+    node, process = steady
+    for entry in node.rundir.iterdir():
+        if entry.suffix != ".dev":
+            entry.unlink()
+    node.ctl("restart")
+    assert_there(node)
+    before = process.ask()["writes"]
+    eventually(lambda: process.ask()["writes"] > before, "it goes on")
+    assert process.ask()["error"] == ""
+    assert len([title for title in node.titles().values() if title == "hastd: keeper"]) == 1
+
+
+def test_killed_while_a_primary_becomes_secondary(make_node: Callable[..., Node]) -> None:
+    """It was told to leave its role, and what it served is gone: the next hastd does not take that again."""
+    node = make_node({"disk": 8 * MIB}, memory=False)
+    node.create()
+    disk = FaultDisk.under(node)
+    node.start()
+    node.set_role("primary")
+    disk.hang("flush")
+    leaving = threading.Thread(target=node.role, args=("secondary",), kwargs={"check": False})
+    leaving.start()
+    eventually(lambda: "primary) exited with code 0" in node.said(), "the primary has ended")
+    kill_main(node)
+    disk.heal()
+    leaving.join()
+    node.start()
+    assert node.status()["role"] == "secondary"

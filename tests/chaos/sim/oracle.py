@@ -180,7 +180,7 @@ class Oracle:
     def meets(self, primary: int, outcome: str, from_remote: bool) -> None:
         """The secondary has decided."""
         a, b = self.alone[primary], self.alone[1 - primary]
-        if outcome in ("SPLIT_BRAIN", "RESUID_MISMATCH"):
+        if outcome in ("SPLIT_BRAIN", "RESUID_MISMATCH", "STRANGERS"):
             return
         if a and b:
             raise Broken(f"split-brain not found: both nodes wrote alone ({min(a)}, {min(b)}), and it is {outcome}")

@@ -110,7 +110,7 @@ class Secondary(Part):
         if world.dies_shaking and fate.chance(16):
             raise Died(self.node, bool(fate.draw(2)) and world.power_storing)
         self.store(made.metadata)
-        if made.outcome not in ("SPLIT_BRAIN", "RESUID_MISMATCH", "OUTDATED"):
+        if made.outcome not in ("SPLIT_BRAIN", "RESUID_MISMATCH", "OUTDATED", "STRANGERS"):
             world.doubt[self.node] = world.lost[self.node] = False
             world.outdated[self.node] = ""
         if world.dies_shaking and fate.chance(16):
