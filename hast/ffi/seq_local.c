@@ -251,6 +251,7 @@ hast_seq_local_refused(struct hast_arena *a)
 	struct hast_seq *s = seq_of(a);
 	uint32_t slot;
 
+	seq_heed_loss(a);
 	turned(a);
 	s->no_turn = 1;
 	slot = take_all(s);

@@ -437,6 +437,7 @@ hast_seq_grant_degraded(struct hast_arena *a)
 {
 	struct hast_seq *s = seq_of(a);
 
+	seq_heed_loss(a);	/* what waits is not there for certain if a flush has failed since this was said */
 	/* While connected it is for those who wait now: a resynchronisation may make localcnt equal again at any time. */
 	s->degraded_ok = !s->connected;
 	answer_granted(a, 0);

@@ -174,6 +174,32 @@ def test_flush_that_the_worker_has_failed_without_the_secondary() -> None:
     assert b.local == [] and b.remote == []
 
 
+def test_write_that_is_granted_when_the_worker_has_failed_a_flush_since_is_an_error() -> None:
+    """Simulation, seed 36000471492: the grant was on its way, and a client read older data than it was told to be there."""
+    b = whole()
+    b.whole_write(1)
+    b.disconnect()
+    slot = b.write(1)
+    b.local_done(slot)
+    b.seq.s.loss = LOSS_TOLD
+    b.grant()
+    assert b.answers == {slot: EIO}
+
+
+def test_write_that_is_refused_the_secondary_when_the_worker_has_failed_a_flush_since_is_an_error() -> None:
+    """Another write has failed here; this one has not, and only waited for the secondary to take the component's place."""
+    b = whole()
+    fails, slot = b.write(0), b.write(1)
+    b.local_done(fails, EIO)
+    b.remote_done(fails)
+    b.local_done(slot)
+    b.remote_done(slot)
+    assert b.answers == {} and b.seq.s.turning == 1
+    b.seq.s.loss = LOSS_TOLD
+    b.local_refused()
+    assert b.answers == {fails: EIO, slot: EIO}
+
+
 def test_nothing_is_believed_that_was_read_when_the_worker_had_failed_a_flush() -> None:
     """Simulation, seed 13000108059: its word is there before its message is, and the disk shows older data by then."""
     b = whole()
