@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 GRANT_SECONDS = 0.5  # between attempts to store that this node writes alone
 SETTLE_SECONDS = 3.0  # for what was written before a connection to be copied to the secondary, which lacks it
+LOOK_SECONDS = 0.02  # between two looks whether it has been, when the role ends
 
 
 class Owner(Protocol):
@@ -129,9 +130,13 @@ class Alone:
         assert self.owner.pipeline is not None
         self.owner.pipeline.send(GGATE, {"cmd": "refuse_grant"})
 
-    def end(self) -> None:
-        """The role ends. Who waits for the secondary, or for the disk, gets an error; who has only just asked, and has
-        nothing to wait for, is answered."""
+    async def end(self) -> None:
+        """The role ends. Who waits for the secondary, or for the disk, gets an error, if need be once the secondary has
+        had time for what it lacks; who has only just asked, and has nothing to wait for, is answered."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + SETTLE_SECONDS
+        while self._awaited() and loop.time() < until:
+            await asyncio.sleep(LOOK_SECONDS)
         waited = self.retry is not None or self.owed is not None
         self.ending = True
         self.end_retry()
@@ -139,6 +144,15 @@ class Alone:
             self.owner.pipeline.send(GGATE, {"cmd": "give_up"})
             if waited:
                 self._refuse()
+
+    def _awaited(self) -> bool:
+        """Whether somebody is under way who may have to wait for what is being copied to the secondary."""
+        owner = self.owner
+        arena = owner.pipeline.arena if owner.pipeline is not None else None
+        if arena is None or owner.link is None or not owner.link.in_use or owner.metadata is None:
+            return False
+        seq = arena.seq
+        return bool(seq.sync_on and not seq.peer_whole and seq.inuse > seq.sync_chunks and not owner.metadata.syncing)
 
     def end_retry(self) -> None:
         """What was asked for is answered, or void."""

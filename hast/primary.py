@@ -457,7 +457,7 @@ class Primary:
             if leave:
                 self._end_retry()  # the next worker is asked for it again
             else:
-                self.alone.end()
+                await self.alone.end()
             if not leave or self.frontend.useless:
                 try:
                     await self.frontend.remove_device()

@@ -15,6 +15,7 @@ from tests.e2e.node import MIB, eventually, loopback
 from tests.e2e.pair import Pair, PairNode
 from tests.e2e.relay import Relay, Way
 from tests.e2e.test_block_device import stage_pid
+from tests.e2e.test_reload import reload
 from tests.nbdclient import FLUSH, WRITE, RawClient
 
 SIZE = 32 * MIB
@@ -170,6 +171,32 @@ def test_what_was_sent_just_before_the_role_ends_is_answered(make_pair: MakePair
     node.set_role("primary")
     with RawClient(node.socket()) as client:
         assert client.read(0, 512) == b"x" * 512
+
+
+def test_what_waits_for_the_secondary_to_be_complete_is_answered_when_the_role_ends(make_pair: MakePair) -> None:
+    """A flush that covers what the secondary lacks is not refused if that is copied soon."""
+    pair = make_pair({"disk": SIZE}, conf="replication memsync\nsyncrate 1M")
+    pair.create("-k", "64")
+    pair.start()
+    pair.roles(pair.a)
+    node = pair.a
+    with RawClient(node.socket()) as client:
+        for offset in range(0, 8 * MIB, MIB):
+            assert client.write(offset, b"x" * MIB) == 0
+    os.kill(stage_pid(node, "ggate"), signal.SIGKILL)
+    eventually(lambda: ", 4 extents to synchronise" in node.said(), "it is copied once more")
+    recv = stage_pid(pair.b, "recv")
+    os.kill(recv, signal.SIGSTOP)
+    reload(node, node.conf.read_text().replace("syncrate 1M", "syncrate 0"))
+    with RawClient(node.socket()) as client:
+        client.start(FLUSH)
+        ending = threading.Thread(target=node.set_role, args=("init",))
+        ending.start()
+        eventually(lambda: not node.socket().exists(), "the end has begun")
+        os.kill(recv, signal.SIGCONT)
+        assert [answer.error for answer in client.wait().values()] == [0]
+        ending.join()
+    assert node.dump()["localcnt"] == pair.b.dump()["remotecnt"] and pair.differing() is None
 
 
 def test_a_notice_that_does_not_get_through_is_given_again(make_pair: MakePair, relay: Relay) -> None:
