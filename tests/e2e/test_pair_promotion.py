@@ -185,7 +185,7 @@ def test_what_waits_for_the_secondary_to_be_complete_is_answered_when_the_role_e
             assert client.write(offset, b"x" * MIB) == 0
     os.kill(stage_pid(node, "ggate"), signal.SIGKILL)
     eventually(lambda: ", 4 extents to synchronise" in node.said(), "it is copied once more")
-    recv = stage_pid(pair.b, "recv")
+    recv = int(eventually(lambda: stage_pid(pair.b, "recv"), "the secondary's recv stage"))
     os.kill(recv, signal.SIGSTOP)
     reload(node, node.conf.read_text().replace("syncrate 1M", "syncrate 0"))
     with RawClient(node.socket()) as client:

@@ -357,7 +357,7 @@ def test_stage_that_is_killed_while_nothing_is_under_way_makes_no_target(make_pa
     with RawClient(pair.a.socket()) as client:
         work(client, b"old")
         pair.wait_in_sync(pair.a)
-    os.kill(stage_pid(pair.b, "recv"), signal.SIGKILL)
+    os.kill(int(eventually(lambda: stage_pid(pair.b, "recv"), "a recv stage")), signal.SIGKILL)
     eventually(lambda: "connection from" in pair.b.said(), "the connection has ended")
     assert not pair.b.dump()["syncing"] and "incomplete" not in pair.b.said()
     pair.a.kill()

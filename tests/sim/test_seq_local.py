@@ -175,7 +175,7 @@ def test_flush_that_the_worker_has_failed_without_the_secondary() -> None:
 
 
 def test_write_that_is_granted_when_the_worker_has_failed_a_flush_since_is_an_error() -> None:
-    """Simulation, seed 36000471492: the grant was on its way, and a client read older data than it was told to be there."""
+    """Simulation, seed 36000471492: the grant was on its way; a client read older data than it was told to be there."""
     b = whole()
     b.whole_write(1)
     b.disconnect()
@@ -187,7 +187,7 @@ def test_write_that_is_granted_when_the_worker_has_failed_a_flush_since_is_an_er
 
 
 def test_write_that_is_refused_the_secondary_when_the_worker_has_failed_a_flush_since_is_an_error() -> None:
-    """Another write has failed here; this one has not, and only waited for the secondary to take the component's place."""
+    """Another write has failed here; this one has not, and waited for the secondary to take the component's place."""
     b = whole()
     fails, slot = b.write(0), b.write(1)
     b.local_done(fails, EIO)
