@@ -84,6 +84,7 @@ bounded() {
 	limit=$1
 	shift
 	say info "$*"
+	rm -f "$state/ended"
 	timeout -k 2 "$limit" "$@" >"$state/output" 2>&1 </dev/null 9>&- &
 	command=$!
 	# Not "watch ... 9>&-": a shell keeps a copy of what it is to open again after a function.
@@ -94,7 +95,8 @@ bounded() {
 	kill "$watcher" 2>/dev/null
 	wait "$watcher" 2>/dev/null
 	say_output
-	! overtaken || return $OVERTAKEN
+	# It was, also if what has ended it was overtaken itself meanwhile.
+	if [ -e "$state/ended" ] || overtaken; then return $OVERTAKEN; fi
 	[ $code -ne 137 ] || code=124
 	[ $code -ne 124 ] || say err "not done within $limit s: $*"
 	return $code
@@ -113,7 +115,10 @@ watch() {
 		wait "$nap"
 		[ -z "$gone" ] || exit 0
 		left=$((left - 1))
-		! overtaken || kill "$1" 2>/dev/null
+		if overtaken; then
+			: >"$state/ended"
+			kill "$1" 2>/dev/null
+		fi
 	done
 	[ -n "$gone" ] || kill -KILL "$1" 2>/dev/null
 }

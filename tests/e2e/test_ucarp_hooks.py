@@ -136,6 +136,35 @@ def test_down_cancels_a_command_of_an_up(make_hooks: MakeHooks) -> None:
     assert not hooks.processes("sleep 600")
 
 
+SLOW_SERVICE = """#!/bin/sh
+here=$(dirname "$0")
+[ ! -e "$here/again" ] || exit 0
+trap ': >"$here/told"; until [ -e "$here/again" ]; do sleep 0.02; done; exit 1' TERM
+: >"$here/begun"
+while :; do sleep 0.02; done
+"""
+
+
+def test_up_whose_command_was_ended_by_a_down_that_is_overtaken_has_not_failed(make_hooks: MakeHooks) -> None:
+    """The command ends because of the down, when that is not what is wanted any more: it is done once more."""
+    hooks = make_hooks()
+    where = hooks.node.directory
+    service = where / "slow-service"
+    service.write_text(SLOW_SERVICE)
+    service.chmod(0o755)
+    hooks.settings.write_text(hooks.settings.read_text() + f"\nstart_service={service}\nservices=one\n")
+    up = hooks.start("up", "-w")
+    eventually((where / "begun").exists, "the service is being started")
+    assert hooks.call("down") == DONE
+    eventually((where / "told").exists, "the down has it ended")
+    assert hooks.call("up") == DONE
+    (where / "again").touch()
+    assert up.wait(60) == DONE, hooks.said()
+    eventually(lambda: hooks.status() == "up", "up")
+    assert "failed" not in hooks.said() and "overtaken" in hooks.said()
+    assert hooks.down() == DONE
+
+
 def test_a_file_system_that_cannot_be_repaired(hooks: Hooks) -> None:
     """Nothing is mounted, what was taken is given up, and it is said why."""
     node = hooks.node
