@@ -472,7 +472,7 @@ def test_a_primary_that_sends_and_takes_nothing() -> None:
                 s.disk_done(*s.disk_takes())
                 done += 1
             if stage.lost is None and select.select([stage.channel], [], [], 0)[0]:
-                assert s.lost(RECV)[0] == errno.ECONNRESET
+                assert s.lost(RECV)[0] in (errno.ECONNRESET, errno.EPIPE)
                 stage.channel.send({"cmd": "stop"})
         assert 20 <= done < 100_000
         s.ends(RECV)
