@@ -149,7 +149,10 @@ class Operator:
             self.revive(new, "secondary")
             able = True
         why = cluster.behind(new) if able else "it does not run"
-        if why or (rng.random() < 0.35 and (not cluster.behind(old) or cluster.metadata(old).syncing)):
+        by_choice = rng.random() < 0.35 and (not cluster.behind(old) or cluster.metadata(old).syncing)
+        if not why and not by_choice:
+            why = self.found_out(new)
+        if why or by_choice:
             cluster.story.tell(f"{old.node} comes back as primary ({why or 'by choice'})")
             self.come_back(old)
             return
@@ -159,6 +162,16 @@ class Operator:
         self.promote(new, model, "the primary is dead")
         if rng.random() < 0.5:
             self.revive(old, "secondary")
+
+    def found_out(self, node: PairNode) -> str:
+        """Asks for the role once. A secondary that had everything may find out only now that it does not, because one
+        of its stages was killed a moment before its primary was: why it lacks something."""
+        try:
+            node.set_role("primary")
+        except (AssertionError, HastError) as error:
+            if "not complete" in str(error) and node in self.cluster.hurt:
+                return self.cluster.behind(node)
+        return ""
 
     def swap(self) -> None:
         """Both are well: the roles change in good order, under load."""
