@@ -72,6 +72,7 @@ class Primary:
         self.restarts: list[float] = []
         self.restarting: asyncio.Task[None] | None = None
         self.died = False  # a stage has, since they were started
+        self.over = False  # none is started any more
         self.turn = asyncio.Lock()  # one restart of the stages, or one change of the settings, at a time
 
     # ---- start ----
@@ -116,9 +117,7 @@ class Primary:
                 self.link = Link(self._owner(), virgin)
                 await self.link.start(self.stop, bool(orders.get("resume")))
             self.may_serve = True
-        if self.restarting is not None:
-            # What comes now needs the stages. One that dies from here on is started anew under the device.
-            await asyncio.wait([self.restarting])
+        await self._settled()  # what comes now needs the stages; one that dies from here on is started anew under it
         if self.failed.done():
             raise self.failed.result()
         await self.frontend.start()
@@ -367,7 +366,7 @@ class Primary:
         self.died = True
         if self.link is not None and stage == GGATE:
             self.link.stage_gone()
-        if self.failed.done():
+        if self.failed.done() or self.over:
             return
         if len(self.restarts) > RESTARTS:
             self._fail(TemporaryError(f"{self.resource.name}: its {what}, {RESTARTS} times in {RESTART_WINDOW:g} s"))
@@ -375,6 +374,11 @@ class Primary:
         log.error("%s: its %s; restarting its stages", self.resource.name, what)
         if self.restarting is None or self.restarting.done():
             self.restarting = asyncio.get_running_loop().create_task(self._restart())
+
+    async def _settled(self) -> None:
+        """No stages are being started anew."""
+        while self.restarting is not None and not self.restarting.done():
+            await asyncio.wait([self.restarting])
 
     async def _restart(self) -> None:
         assert self.pipeline is not None
@@ -446,8 +450,7 @@ class Primary:
 
         leave: the device stays for the next worker. abandoned: hastd is gone, and the next one waits for this worker.
         """
-        if self.restarting is not None:
-            await asyncio.wait([self.restarting])
+        await self._settled()
         self.alone.end_patience()
         if self.outage is not None:
             await self.outage.close()
@@ -458,6 +461,7 @@ class Primary:
                 self._end_retry()  # the next worker is asked for it again
             else:
                 await self.alone.end()
+            await self._settled()  # who uses the device is answered by the new stages
             if not leave or self.frontend.useless:
                 try:
                     await self.frontend.remove_device()
@@ -465,6 +469,8 @@ class Primary:
                     log.error("%s", error)
             if self.link is not None and not leave:
                 await self.link.telling.settle()
+            await self._settled()
+            self.over = True
             if self.pipeline is not None:
                 if not abandoned:
                     await self._stop_stages(leave)

@@ -29,7 +29,7 @@ from hast.errors import DiskError, HastError, TemporaryError
 from hast.ffi import _hast
 from hast.frontend import Frontend
 from hast.link import TakenOverError
-from hast.pipeline import Pipeline
+from hast.pipeline import END_SECONDS, Pipeline
 from hast.primary import Primary
 from hast.stages.context import DISK, GGATE
 from tests import vectors
@@ -130,6 +130,58 @@ def test_stage_that_dies_while_the_other_node_is_asked_is_there_when_clients_are
 
         scene.run(body, secondary.address)
     assert scene.served == [True]
+
+
+@pytest.mark.parametrize("stage", [DISK, GGATE])
+def test_stages_are_not_ended_while_they_are_started_anew(scene: Scene, stage: int) -> None:
+    """One dies while the end of the role waits for what is copied to the secondary."""
+    ended: list[bool] = []
+
+    async def end(of: alone_module.Alone) -> None:
+        assert isinstance(of.owner, Primary)
+        await kill(of.owner, stage)
+
+    async def start(of: Pipeline, *stages: int) -> None:
+        await asyncio.sleep(0.5)  # a busy machine
+        await start_stages(of, *stages)
+
+    async def stop(of: Pipeline, *stages: int, seconds: float = END_SECONDS) -> bool:
+        if GGATE in stages:
+            ended.append(of.runs(DISK) and of.runs(GGATE))
+        return await stop_stages(of, *stages, seconds=seconds)
+
+    start_stages, stop_stages = Pipeline.start, Pipeline.stop
+    scene.monkeypatch.setattr(alone_module.Alone, "end", end)
+    scene.monkeypatch.setattr(Pipeline, "start", start)
+    scene.monkeypatch.setattr(Pipeline, "stop", stop)
+
+    async def body(primary: Primary) -> None:
+        await primary.start({}, [])
+
+    scene.run(body)
+    assert ended == [True]
+
+
+def test_no_stages_are_started_anew_once_they_are_ended(scene: Scene) -> None:
+    died: list[bool] = []
+
+    async def stop(of: Pipeline, *stages: int, seconds: float = END_SECONDS) -> bool:
+        if GGATE in stages:
+            os.kill(of.stages[DISK].child.pid, signal.SIGKILL)
+            await asyncio.wait([of.stages[DISK].end])
+            died.append(True)
+        return await stop_stages(of, *stages, seconds=seconds)
+
+    stop_stages = Pipeline.stop
+    scene.monkeypatch.setattr(Pipeline, "stop", stop)
+    primaries: list[Primary] = []
+
+    async def body(primary: Primary) -> None:
+        await primary.start({}, [])
+        primaries.append(primary)
+
+    scene.run(body)
+    assert died == [True] and primaries[0].restarting is None
 
 
 def test_stages_that_cannot_be_started_anew_end_the_start(scene: Scene) -> None:
