@@ -69,8 +69,7 @@ class Alone:
             self.patience.cancel()
             self.patience, self.impatient = None, False
         if owner.metadata.syncing and self.patience is None:
-            there = owner.link is not None or owner.resource.remote is not None
-            seconds = owner.resource.timeout if there and not self.ending else 0
+            seconds = owner.resource.timeout if owner.link is not None or owner.resource.remote is not None else 0
             self.patience = asyncio.get_running_loop().call_later(seconds, self._give_up)
         elif self.impatient:
             self._give_up()
