@@ -105,10 +105,10 @@ class Pair:
         for name in self.a.resources:
             self.roles(first, name)
             self.wait_in_sync(first, name)
-            eventually(lambda name=name: self._in_step(first, name), f"{name}: the counters are in step")
 
     def _in_step(self, primary: PairNode, resource: str) -> bool:
-        return bool(primary.dump(resource)["localcnt"] == self.other(primary).dump(resource)["remotecnt"])
+        own, other = primary.dump(resource), self.other(primary).dump(resource)
+        return bool((own["localcnt"], own["remotecnt"]) == (other["remotecnt"], other["localcnt"]))
 
     def swap(self, primary: PairNode, resource: str = "disk") -> PairNode:
         """Both nodes are well: change their roles in good order. The new primary."""
@@ -160,7 +160,8 @@ class Pair:
         return bool(news) and news[-1].endswith(f"connected {how}")
 
     def wait_in_sync(self, primary: PairNode, resource: str = "disk") -> dict[str, Any]:
-        """Connected, and nothing left to synchronise; the primary's status."""
+        """Connected, nothing left to synchronise, and both nodes have stored that, which nothing is written after: a
+        disk that is to fail its next flush from here on does not fail that one. The primary's status."""
         status: dict[str, Any] = {}
 
         def in_sync() -> bool:
@@ -170,6 +171,8 @@ class Pair:
         self.wait_connected(primary, resource)
         eventually(in_sync, f"{resource}: both are in sync")
         eventually(lambda: not self.other(primary).status(resource)["syncing"], f"{resource}: both know it")
+        eventually(lambda: self._in_step(primary, resource), f"{resource}: the counters are in step")
+        status.update(primary.status(resource))  # the worker answers when its flush of them is done
         return status
 
     def wait_settled(self, primary: PairNode) -> None:

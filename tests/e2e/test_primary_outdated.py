@@ -16,7 +16,7 @@ from hast.metadata import unpack
 from tests.e2e.node import MIB, eventually
 from tests.e2e.pair import Pair
 from tests.e2e.relay import Relay
-from tests.e2e.test_primary_disk import EXTENT, NEW, NEWER, OLD, MakePair, back, check, prepare, synchronised, write
+from tests.e2e.test_primary_disk import EXTENT, NEW, NEWER, OLD, MakePair, back, check, prepare, write
 from tests.faultdisk import FaultDisk
 from tests.nbdclient import EIO, READ, RawClient
 
@@ -30,7 +30,6 @@ def test_dies_while_it_gets_its_data_from_the_secondary(make_pair: MakePair, pol
     pair.start()
     pair.roles(pair.a)
     pair.wait_in_sync(pair.a)
-    synchronised(pair)
     pair.a.set_role("init")
     pair.b.set_role("primary")
     with RawClient(pair.b.socket()) as raw:
