@@ -10,7 +10,7 @@
 # make clean    remove what was built; make distclean: the Python environment as well
 
 PYTHON ?= python3
-JOBS ?= $(shell expr 5 '*' $$(nproc) / 2)
+JOBS ?= $(shell expr 3 '*' $$(nproc))
 PYTEST_ARGS ?=
 PERF_ARGS ?=
 VENV := .venv

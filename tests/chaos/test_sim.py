@@ -17,6 +17,7 @@ FIRST, HISTORIES, GROUPS = 0, 4000, 4
 ENOUGH = 4000  # histories in which a broken variant has to be found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_no_history_breaks_a_promise(group: int) -> None:
     count = HISTORIES // GROUPS

@@ -16,6 +16,7 @@ from tests.e2e.node import DEADLINE, Node, eventually
 from tests.nbdclient import FLUSH, FUA, READ, TRIM, WRITE, WRITE_ZEROES, RawClient
 
 BLOCK = 4096
+PAUSE = 0.002  # seconds between batches: what is waited for meanwhile needs the processors as well
 
 
 class Load:
@@ -83,6 +84,7 @@ class Load:
             with RawClient(node.socket()) as raw:
                 while not self._ending.is_set():
                     self._batch(raw, places, rng)
+                    self._ending.wait(PAUSE)
         except BaseException as error:
             self.errors.append(error)
 

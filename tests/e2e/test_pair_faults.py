@@ -209,6 +209,7 @@ def test_a_secondary_whose_disk_fails_a_request(make_pair: MakePair, kind: str) 
 # ---- a connection that comes and goes ----
 
 
+@pytest.mark.slow
 def test_a_connection_that_is_cut_as_soon_as_the_handshake_is_done(make_pair: MakePair, relay: Relay) -> None:
     """Before the stages that use it have begun to: they say it once, and somebody has to be listening. The secondary
     sees it as well, without being asked for another connection."""

@@ -70,6 +70,7 @@ class Client:
                 with RawClient(node.socket()) as raw:
                     while not stop.is_set():
                         self.write(raw, self.rng.choice(extents))
+                        stop.wait(0.002)  # what is waited for meanwhile needs the processors as well
             except (OSError, EOFError, AssertionError) as error:
                 errors.append(error)
 

@@ -87,7 +87,7 @@ def trace(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_trace_of_writes(tmp_path: Path) -> None:
-    done = trace(tmp_path, "--what=write", "--modes=memsync", "--depths=1,8", "--seconds=0.3")
+    done = trace(tmp_path, "--what=write", "--modes=memsync", "--depths=1,8", "--seconds=0.1")
     depths = result(tmp_path, "trace")["modes"]["memsync"]
     assert list(depths) == ["1", "8"]
     for depth, found in depths.items():
@@ -102,7 +102,7 @@ def test_a_trace_of_writes(tmp_path: Path) -> None:
 def test_a_trace_of_reads(tmp_path: Path, front: str) -> None:
     if front == "fuse" and (reason := fuse.usable()) is not None:
         pytest.skip(reason)
-    done = trace(tmp_path, "--what=read", f"--front={front}", "--depths=1,8", "--seconds=0.3")
+    done = trace(tmp_path, "--what=read", f"--front={front}", "--depths=1,8", "--seconds=0.1")
     depths = result(tmp_path, "trace")["reads"][front]
     assert list(depths) == ["1", "8"]
     for depth, found in depths.items():
@@ -122,8 +122,9 @@ def test_a_trace_of_reads(tmp_path: Path, front: str) -> None:
         assert (tmp_path / f"trace-read-{front}-{depth}.svg").read_text().startswith("<svg")
 
 
+@pytest.mark.slow
 def test_a_trace_of_a_full_resynchronisation(tmp_path: Path) -> None:
-    done = trace(tmp_path, "--what=resync", "--resync-size=256")
+    done = trace(tmp_path, "--what=resync", "--resync-size=64")
     found = result(tmp_path, "trace")["resync"]
     assert found["chunks"] > 0
     assert f"full resynchronisation: {found['chunks']} chunks" in done.stdout

@@ -368,6 +368,7 @@ def test_flush_of_metadata_that_has_failed_is_not_made_good_by_the_next(make_pai
     assert data[:4096] == NEW
 
 
+@pytest.mark.slow
 def test_flush_of_metadata_that_has_failed_is_hidden_by_the_secondary(make_pair: MakePair) -> None:
     """The worker stores that both have everything: so the secondary has what was in the disk's cache."""
     pair = make_pair({"disk": 64 * MIB}, conf="timeout 5\non-io-error pass\nsyncrate 16777216")

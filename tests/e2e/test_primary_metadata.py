@@ -191,6 +191,7 @@ def test_newer_secondary_of_a_disk_that_takes_nothing(
     disk.heal()
 
 
+@pytest.mark.slow
 def test_slow_disk_of_the_primary(prepared: tuple[Pair, FaultDisk]) -> None:
     """Slower than `timeout`: the local component has no deadline, the connection is kept, and nothing fails."""
     pair, disk = prepared

@@ -114,6 +114,7 @@ class Writer(threading.Thread):
                 assert self._client.write(offset, data) == 0
                 assert self._client.read(offset, 4096) == data
                 self.rounds += 1
+                self._over.wait(0.002)  # what is waited for meanwhile needs the processors as well
         except BaseException as error:
             self.error = error
 
@@ -218,6 +219,7 @@ def test_two_resources_swap_their_devices(make_node: MakeNode) -> None:
     assert [first_word(name) for name in SMALL] == ["two", "one"]
 
 
+@pytest.mark.slow
 def test_local_that_is_not_there(node: Node) -> None:
     good = node.conf.read_text()
     with untouched(node):

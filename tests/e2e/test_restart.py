@@ -381,6 +381,7 @@ def test_no_restart_with_a_configuration_that_cannot_be_used(node: Node) -> None
     assert node.status()["workerpid"] == worker
 
 
+@pytest.mark.slow
 def test_restart_waits_until_resources_are_served(make_node: MakeNode) -> None:
     """A worker that is there may find that it cannot serve: who has asked is to hear of that."""
     node = make_node({"disk": 8 * MIB}, memory=False)
@@ -499,6 +500,7 @@ def test_stage_was_killed_again_before_it_served(pair: Pair, stage: str) -> None
     pair.thaw(pair.b)
 
 
+@pytest.mark.slow
 def test_secondary_whose_disk_stage_was_killed_hangs_up_at_once(make_pair: Callable[..., Pair]) -> None:
     """It does not wait for what nobody does any more, while the primary's clients wait for it."""
     tools.need("qemu-img")
@@ -510,7 +512,7 @@ def test_secondary_whose_disk_stage_was_killed_hangs_up_at_once(make_pair: Calla
         env=pair.a.env,
     ) as client:
         try:
-            for _ in range(5):
+            for _ in range(3):
                 written = pair.a.status()["stat_write"]
                 eventually(lambda written=written: pair.a.status()["stat_write"] > written + 100, "it writes")
                 pid = int(eventually(lambda: stage_pid(pair.b, "disk"), "a disk stage"))

@@ -78,6 +78,7 @@ class QemuIo:
                 self.error = said
                 return
             self.writes += 1
+            self.stop.wait(0.002)  # what is waited for meanwhile needs the processors as well
 
     def check(self) -> None:
         """All that was acknowledged is there, and nothing else has failed."""

@@ -208,6 +208,7 @@ def test_what_was_received_and_could_not_be_stored_is_known_to_be_missing(make_p
     assert pair.differing() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["recv", "disk"])
 def test_what_was_received_is_known_to_be_missing_when_a_stage_was_killed(make_pair: MakePair, stage: str) -> None:
     """The primary still has it, and dies before it can be asked: no surprise promotion."""

@@ -53,6 +53,7 @@ def power_cut(node: PairNode, disk: FaultDisk, log: Path, shape: Shape) -> None:
             )
 
 
+@pytest.mark.slow
 def test_flush_while_it_lacks_what_it_lost_is_not_promised_by_it_alone(
     make_pair: Callable[..., Pair], tmp_path: Path
 ) -> None:
@@ -131,6 +132,7 @@ def test_no_doubt_of_the_one_that_has_everything(make_pair: Callable[..., Pair])
         assert [shown(client, extent) for extent in range(EXTENTS)] == [2] * EXTENTS
 
 
+@pytest.mark.slow
 def test_flush_fails_and_the_node_dies_before_it_can_say_so(make_pair: Callable[..., Pair]) -> None:
     """The primary's disk stage has failed a flush, and what was in the cache is lost; all processes of the node die
     before anything of it is stored. The other one is promoted, and the counters say that both have everything. Until

@@ -71,6 +71,7 @@ def failing_flush(pair: Pair, disk: FaultDisk, start: int, patience: float = PAT
         disk.release()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("who", "patience"),
     [(who, PATIENCE) for who in ("ggate stage", "worker", "spawner", "main", "restart")]
@@ -247,6 +248,7 @@ def test_secondary_is_not_promoted(make_pair: MakePair) -> None:
     assert pair.b.role("primary", check=False).returncode == EX_UNAVAILABLE
 
 
+@pytest.mark.slow
 def test_secondary_whose_disk_hangs_before_it_fails_is_not_promoted(make_pair: MakePair) -> None:
     """Neither of its stages ends in time."""
     pair, disk = in_sync(make_pair, "b")
@@ -266,6 +268,7 @@ def fails(disk: FaultDisk, start: int) -> None:
     disk.release()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["stopped", "main killed"])
 def test_worker_that_waits_for_its_own_flush_is_not_killed(make_pair: MakePair, how: str) -> None:
     """It was to be primary, the disk hangs, and hastd is ended: the next one knows what the disk has lost."""
@@ -284,6 +287,7 @@ def test_worker_that_waits_for_its_own_flush_is_not_killed(make_pair: MakePair, 
     assert node.role("primary", check=False).returncode == EX_UNAVAILABLE
 
 
+@pytest.mark.slow
 def test_role_that_is_forced_while_the_disk_hangs(make_pair: MakePair) -> None:
     """Nobody waits for it any more; what the disk has lost is not copied over what the secondary has."""
     pair, disk = in_sync(make_pair, "a")

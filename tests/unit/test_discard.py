@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field, replace
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -275,6 +276,7 @@ ANOTHER_ID: list[tuple[object, ...]] = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=1500)
 @example(ANOTHER_ID)
 @given(STEPS)

@@ -424,6 +424,7 @@ def test_settings_that_need_a_new_worker(scene: Scene, name: str) -> None:
     assert scene.told == [(name, "init", "primary")]
 
 
+@pytest.mark.slow
 def test_new_worker_that_cannot_start(scene: Scene) -> None:
     async def body() -> None:
         supervisor = scene.supervisor("good")
