@@ -124,7 +124,7 @@ def test_a_trace_of_reads(tmp_path: Path, front: str) -> None:
 
 @pytest.mark.slow
 def test_a_trace_of_a_full_resynchronisation(tmp_path: Path) -> None:
-    done = trace(tmp_path, "--what=resync", "--resync-size=64")
+    done = trace(tmp_path, "--what=resync", "--resync-size=256")
     found = result(tmp_path, "trace")["resync"]
     assert found["chunks"] > 0
     assert f"full resynchronisation: {found['chunks']} chunks" in done.stdout

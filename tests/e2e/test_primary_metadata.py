@@ -21,14 +21,14 @@ OLD, NEW = b"old " * 1024, b"new " * 1024
 METADATA = (0, 4096)  # bytes of the component
 MAP = (4096, 4608)  # and of the activemap
 TIMEOUT = 5  # seconds
+PATIENT = 60  # seconds: longer than anything takes that a write waits for here
 
 MakePair = Callable[..., Pair]
 
 
-@pytest.fixture
-def prepared(make_pair: MakePair) -> tuple[Pair, FaultDisk]:
+def prepare(make_pair: MakePair, timeout: int) -> tuple[Pair, FaultDisk]:
     """Connected and in sync, with old data at the beginning."""
-    pair = make_pair({"disk": 16 * MIB}, conf=f"timeout {TIMEOUT}")
+    pair = make_pair({"disk": 16 * MIB}, conf=f"timeout {timeout}")
     pair.create()
     disk = FaultDisk.under(pair.a)
     pair.start()
@@ -37,6 +37,16 @@ def prepared(make_pair: MakePair) -> tuple[Pair, FaultDisk]:
         assert raw.write(0, OLD) == 0
     pair.wait_in_sync(pair.a)
     return pair, disk
+
+
+@pytest.fixture
+def prepared(make_pair: MakePair) -> tuple[Pair, FaultDisk]:
+    return prepare(make_pair, TIMEOUT)
+
+
+@pytest.fixture
+def patient(make_pair: MakePair) -> tuple[Pair, FaultDisk]:
+    return prepare(make_pair, PATIENT)
 
 
 def start_alone(pair: Pair, disk: FaultDisk, raw: RawClient) -> None:
@@ -51,8 +61,8 @@ def told(raw: RawClient) -> list[int]:
     return [answer.error for answer in raw.wait(1).values()]
 
 
-def test_write_waits_until_the_metadata_can_be_stored(prepared: tuple[Pair, FaultDisk]) -> None:
-    pair, disk = prepared
+def test_write_waits_until_the_metadata_can_be_stored(patient: tuple[Pair, FaultDisk]) -> None:
+    pair, disk = patient
     with RawClient(pair.a.socket()) as raw:
         start_alone(pair, disk, raw)
         assert pair.a.dump()["localcnt"] == pair.b.dump()["remotecnt"]
@@ -81,9 +91,9 @@ def test_write_is_told_when_the_metadata_cannot_be_stored(prepared: tuple[Pair, 
     assert pair.differing() is None
 
 
-def test_write_is_told_when_the_role_ends(prepared: tuple[Pair, FaultDisk]) -> None:
+def test_write_is_told_when_the_role_ends(patient: tuple[Pair, FaultDisk]) -> None:
     """Nobody waits for the disk then."""
-    pair, disk = prepared
+    pair, disk = patient
     with RawClient(pair.a.socket()) as raw:
         start_alone(pair, disk, raw)
         pair.a.set_role("init")
@@ -92,9 +102,9 @@ def test_write_is_told_when_the_role_ends(prepared: tuple[Pair, FaultDisk]) -> N
     disk.heal()
 
 
-def test_secondary_comes_back_before_the_metadata_can_be_stored(prepared: tuple[Pair, FaultDisk]) -> None:
+def test_secondary_comes_back_before_the_metadata_can_be_stored(patient: tuple[Pair, FaultDisk]) -> None:
     """There is nothing new to be stored for it: it is used, and who waits is answered when it has the write."""
-    pair, disk = prepared
+    pair, disk = patient
     with RawClient(pair.a.socket()) as raw:
         start_alone(pair, disk, raw)
         pair.b.start()
