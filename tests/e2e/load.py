@@ -16,7 +16,7 @@ from tests.e2e.node import DEADLINE, Node, eventually
 from tests.nbdclient import FLUSH, FUA, READ, TRIM, WRITE, WRITE_ZEROES, RawClient
 
 BLOCK = 4096
-PAUSE = 0.002  # seconds between batches: what is waited for meanwhile needs the processors as well
+PAUSE = 0.002  # seconds between what clients do while something else is waited for, which needs the processors as well
 
 
 class Load:

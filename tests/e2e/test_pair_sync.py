@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.e2e.load import PAUSE
 from tests.e2e.node import DEADLINE, MIB, Node, eventually, loopback
 from tests.e2e.pair import Pair
 from tests.e2e.relay import Relay
@@ -70,7 +71,7 @@ class Client:
                 with RawClient(node.socket()) as raw:
                     while not stop.is_set():
                         self.write(raw, self.rng.choice(extents))
-                        stop.wait(0.002)  # what is waited for meanwhile needs the processors as well
+                        stop.wait(PAUSE)
             except (OSError, EOFError, AssertionError) as error:
                 errors.append(error)
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from hast.device import fuse
+from tests.e2e.load import PAUSE
 from tests.e2e.node import MIB, Node, eventually
 from tests.nbdclient import RawClient
 from tests.tools import need_root
@@ -114,7 +115,7 @@ class Writer(threading.Thread):
                 assert self._client.write(offset, data) == 0
                 assert self._client.read(offset, 4096) == data
                 self.rounds += 1
-                self._over.wait(0.002)  # what is waited for meanwhile needs the processors as well
+                self._over.wait(PAUSE)
         except BaseException as error:
             self.error = error
 

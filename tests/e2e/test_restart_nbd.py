@@ -13,6 +13,7 @@ import pytest
 
 from tests import tools
 from tests.chaos.kill_each import Fio
+from tests.e2e.load import PAUSE
 from tests.e2e.node import DEADLINE, MIB, Node, eventually
 from tests.e2e.test_restart import kill_main, served_by_another
 from tests.nbdclient import RawClient
@@ -78,7 +79,7 @@ class QemuIo:
                 self.error = said
                 return
             self.writes += 1
-            self.stop.wait(0.002)  # what is waited for meanwhile needs the processors as well
+            self.stop.wait(PAUSE)
 
     def check(self) -> None:
         """All that was acknowledged is there, and nothing else has failed."""
